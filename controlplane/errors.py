@@ -1,0 +1,364 @@
+"""Every failure ModelMora reports, as facts.
+
+One hierarchy; each class carries the code of the error envelope (domain §7) and builds its own
+message from the fact. Transports map classes to status codes in one table each
+(`gateway/errors.py`); nothing here knows HTTP or gRPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class ModelMoraError(Exception):
+    """Base of all expected failures.
+
+    Attributes:
+        code: the stable code of the error envelope.
+        details: machine-readable facts for the envelope's `details`, JSON-serialisable.
+        retry_after: seconds after which a retry makes sense, or None.
+    """
+
+    code: ClassVar[str] = "INTERNAL_ERROR"
+    retry_after: float | None = None
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = {k: v for k, v in details.items() if v is not None}
+
+
+# -- input -------------------------------------------------------------------------------------
+
+
+class ValidationFailed(ModelMoraError):
+    """Input breaks a rule. `fields` maps a dotted field path to its messages."""
+
+    code = "VALIDATION_ERROR"
+
+    def __init__(self, fields: Mapping[str, Sequence[str]], message: str | None = None) -> None:
+        listed = {name: list(messages) for name, messages in fields.items()}
+        first = "; ".join(f"{name}: {', '.join(msgs)}" for name, msgs in listed.items())
+        super().__init__(message or first or "The input is not valid.", fields=listed)
+
+    @classmethod
+    def field(cls, name: str, message: str) -> ValidationFailed:
+        """One message on one field."""
+        return cls({name: [message]})
+
+
+class InvalidInput(ModelMoraError):
+    """The input of an inference does not match the task's schema."""
+
+    code = "INVALID_INPUT"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message, fields={field: [message]} if field else None)
+
+
+class InvalidModelId(ModelMoraError):
+    code = "INVALID_MODEL_ID"
+
+    def __init__(self, text: str, why: str) -> None:
+        shown = text if len(text) <= 100 else text[:100] + "…"
+        super().__init__(
+            f"{shown!r} is not a model id: {why}. A model id is ORG/NAME, "
+            "for example sentence-transformers/all-MiniLM-L6-v2.",
+            fields={"model_id": [why]},
+        )
+
+
+class InvalidTaskType(ModelMoraError):
+    code = "INVALID_TASK_TYPE"
+
+    def __init__(self, text: str, supported: Sequence[str]) -> None:
+        super().__init__(
+            f"{text!r} is not a supported task type. Supported: {', '.join(supported)}.",
+            fields={"task_type": [f"must be one of {', '.join(supported)}"]},
+        )
+
+
+class InvalidChecksum(ModelMoraError):
+    code = "INVALID_CHECKSUM"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text!r} is not a checksum: write sha256: and 64 lowercase hexadecimal digits.",
+            fields={"checksum": ["must be sha256: followed by 64 hexadecimal digits"]},
+        )
+
+
+# -- registry ----------------------------------------------------------------------------------
+
+
+class ModelNotFound(ModelMoraError):
+    code = "MODEL_NOT_FOUND"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is not registered. Register it with: modelmora install {model_id}",
+            model_id=model_id,
+        )
+
+
+class ModelAlreadyExists(ModelMoraError):
+    code = "MODEL_ALREADY_EXISTS"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"Model {model_id!r} is already registered.", model_id=model_id)
+
+
+class VersionNotFound(ModelMoraError):
+    code = "VERSION_NOT_FOUND"
+
+    def __init__(self, model_id: str, version: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} has no version {version!r}.", model_id=model_id, version=version
+        )
+
+
+class VersionAlreadyExists(ModelMoraError):
+    code = "VERSION_ALREADY_EXISTS"
+
+    def __init__(self, model_id: str, version: str, why: str = "is already registered") -> None:
+        super().__init__(
+            f"Version {version!r} of model {model_id!r} {why}.", model_id=model_id, version=version
+        )
+
+
+class ModelNotReady(ModelMoraError):
+    """The model is registered but has no artefact to serve (yet)."""
+
+    code = "MODEL_NOT_READY"
+
+    def __init__(self, model_id: str, version: str, status: str, reason: str | None = None) -> None:
+        hint = {
+            "registered": f"Download it with: modelmora install {model_id}",
+            "downloading": "Its download is running; try again when it has ended.",
+            "exporting": "Its conversion is running; try again when it has ended.",
+            "failed": f"Its installation failed{': ' + reason if reason else ''}.",
+        }.get(status, "")
+        super().__init__(
+            f"Model {model_id!r} version {version!r} is {status}, not ready. {hint}".strip(),
+            model_id=model_id,
+            version=version,
+            status=status,
+        )
+
+
+class InstallInProgress(ModelMoraError):
+    code = "INSTALL_IN_PROGRESS"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is being installed; wait until that has ended.", model_id=model_id
+        )
+
+
+class ConcurrentModification(ModelMoraError):
+    code = "CONCURRENT_MODIFICATION"
+
+    def __init__(self, what: str, expected: int) -> None:
+        super().__init__(
+            f"{what} was changed by somebody else (expected revision {expected}). "
+            "Read it again and repeat the change.",
+            expected_version=expected,
+        )
+
+
+class CurrentVersionProtected(ModelMoraError):
+    code = "CURRENT_VERSION_PROTECTED"
+
+    def __init__(self, model_id: str, version: str) -> None:
+        super().__init__(
+            f"Version {version!r} is the current version of {model_id!r} and cannot be removed. "
+            "Make another version current first.",
+            model_id=model_id,
+            version=version,
+        )
+
+
+class ArtifactNotAccessible(ModelMoraError):
+    """The source, or a file of it that is needed, cannot be had."""
+
+    code = "ARTIFACT_NOT_ACCESSIBLE"
+
+
+class DownloadFailed(ModelMoraError):
+    code = "DOWNLOAD_FAILED"
+
+
+class ChecksumMismatch(ModelMoraError):
+    code = "CHECKSUM_MISMATCH"
+
+    def __init__(self, what: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"{what} is not what was recorded: expected {expected}, found {actual}.",
+            expected=expected,
+            actual=actual,
+        )
+
+
+class UnsafeWeights(ModelMoraError):
+    """The source offers only pickled weights, which can run code when read."""
+
+    code = "UNSAFE_WEIGHTS"
+
+    def __init__(self, model_id: str, files: Sequence[str]) -> None:
+        super().__init__(
+            f"{model_id} offers its weights only as pickles ({', '.join(files[:3])}), which can run "
+            "code when they are read. Use a revision with safetensors, or trust this source with "
+            "MODELMORA_ALLOW_PICKLE=true.",
+            model_id=model_id,
+            files=list(files),
+        )
+
+
+class ExportFailed(ModelMoraError):
+    """The converter refused or broke; nothing was published."""
+
+    code = "EXPORT_FAILED"
+
+
+class InsufficientDisk(ModelMoraError):
+    code = "INSUFFICIENT_DISK"
+
+    def __init__(self, path: str, needed_mb: float, free_mb: float) -> None:
+        super().__init__(
+            f"Not enough disk space in {path}: {needed_mb:.0f} MB needed, {free_mb:.0f} MB free.",
+            path=path,
+            needed_mb=round(needed_mb, 1),
+            free_mb=round(free_mb, 1),
+        )
+
+
+# -- lifecycle ---------------------------------------------------------------------------------
+
+
+class ModelNotLoaded(ModelMoraError):
+    code = "MODEL_NOT_LOADED"
+
+    def __init__(self, model_id: str) -> None:
+        super().__init__(f"Model {model_id!r} is not loaded.", model_id=model_id)
+
+
+class ModelAlreadyLoaded(ModelMoraError):
+    code = "MODEL_ALREADY_LOADED"
+
+    def __init__(self, model_id: str, why: str = "is already loaded") -> None:
+        super().__init__(f"Model {model_id!r} {why}.", model_id=model_id)
+
+
+class InsufficientMemory(ModelMoraError):
+    """No room within the budget, now (`retry_after` set) or ever (None)."""
+
+    code = "INSUFFICIENT_MEMORY"
+
+    def __init__(
+        self, model_id: str, need_mb: float, budget_mb: float, *, ever: bool = False
+    ) -> None:
+        if ever:
+            message = (
+                f"Model {model_id!r} needs {need_mb:.0f} MB, more than the whole budget of "
+                f"{budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB)."
+            )
+        else:
+            message = (
+                f"Model {model_id!r} needs {need_mb:.0f} MB and every loaded model is busy or kept; "
+                f"the budget is {budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS)."
+            )
+            self.retry_after = 1.0
+        super().__init__(
+            message, model_id=model_id, need_mb=round(need_mb, 1), budget_mb=round(budget_mb, 1)
+        )
+
+
+class LoadTimeout(ModelMoraError):
+    code = "LOAD_TIMEOUT"
+    retry_after = 5.0
+
+    def __init__(self, model_id: str, seconds: float) -> None:
+        super().__init__(
+            f"Model {model_id!r} was not loaded within {seconds:g} s.",
+            model_id=model_id,
+            timeout_seconds=seconds,
+        )
+
+
+class LoadFailed(ModelMoraError):
+    code = "LOAD_FAILED"
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} could not be loaded: {reason}", model_id=model_id, reason=reason
+        )
+
+
+class ModelUnhealthy(ModelMoraError):
+    code = "MODEL_UNHEALTHY"
+    retry_after = 5.0
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} does not answer: {reason}", model_id=model_id, reason=reason
+        )
+
+
+class InvalidStateTransition(ModelMoraError):
+    code = "INVALID_STATE_TRANSITION"
+
+    def __init__(self, model_id: str, current: str, target: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is {current} and cannot become {target}.",
+            model_id=model_id,
+            current=current,
+            target=target,
+        )
+
+
+# -- inference ---------------------------------------------------------------------------------
+
+
+class InferenceTimeout(ModelMoraError):
+    code = "INFERENCE_TIMEOUT"
+
+    def __init__(self, model_id: str, seconds: float) -> None:
+        super().__init__(
+            f"Model {model_id!r} gave no answer within {seconds:g} s.",
+            model_id=model_id,
+            timeout_seconds=seconds,
+        )
+
+
+class InferenceFailed(ModelMoraError):
+    code = "INFERENCE_FAILED"
+
+    def __init__(self, model_id: str, reason: str) -> None:
+        super().__init__(f"Model {model_id!r} failed: {reason}", model_id=model_id, reason=reason)
+
+
+# -- the service -------------------------------------------------------------------------------
+
+
+class ServiceUnavailable(ModelMoraError):
+    """Something we depend on (Triton, the database) does not answer now."""
+
+    code = "SERVICE_UNAVAILABLE"
+    retry_after = 2.0
+
+
+class StartupError(ModelMoraError):
+    """The service cannot start; the message says what to do. Shown as one line on the CLI."""
+
+    code = "STARTUP_FAILED"
+
+
+class SettingsError(StartupError):
+    """A setting is wrong. `key` is the setting's name as the user wrote it."""
+
+    code = "INVALID_SETTING"
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}", fields={key: [message]})
+        self.key = key

@@ -1,0 +1,220 @@
+"""Domain events (domain §6) and the in-process bus.
+
+Events are past-tense facts. Those of the registry are written to the event store in the same
+transaction as the change they tell of (`registry/store.py`); the bus then carries them to
+listeners. A command that fails raises; a listener that fails is logged and forgotten.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import structlog
+
+log = structlog.get_logger(__name__)
+
+CATALOG = "model_catalog"
+LIFECYCLE = "model_lifecycle_manager"
+INFERENCE = "inference_queue"
+
+
+def utc_now() -> datetime:
+    """The present moment, timezone-aware, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+class DomainEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope of domain §6.1; subclasses add the payload's fields.
+
+    Attributes:
+        aggregate_id: id of the catalog, lifecycle manager or queue the event happened in.
+        schema_version: version of the payload's schema, not of a model.
+    """
+
+    event_type: ClassVar[str]
+    aggregate_type: ClassVar[str]
+    schema_version: ClassVar[int] = 1
+    # Events of single requests are for listeners only: a row per inference would make the
+    # event store the slowest part of serving.
+    stored: ClassVar[bool] = True
+
+    aggregate_id: str = ""
+    event_id: str = msgspec.field(default_factory=lambda: str(uuid.uuid4()))
+    timestamp: datetime = msgspec.field(default_factory=utc_now)
+
+    def payload(self) -> dict[str, Any]:
+        """The fields beyond the envelope, nulls left out."""
+        envelope = DomainEvent.__struct_fields__
+        fields = (name for name in self.__struct_fields__ if name not in envelope)
+        values = {name: getattr(self, name) for name in fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class ModelRegistered(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.registered"
+    aggregate_type = CATALOG
+    model_id: str
+    task_type: str
+    version: str
+
+
+class ModelUpdated(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.updated"
+    aggregate_type = CATALOG
+    model_id: str
+    fields: list[str]
+
+
+class ModelUnregistered(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.unregistered"
+    aggregate_type = CATALOG
+    model_id: str
+
+
+class ModelVersionAdded(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.version.added"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+    checksum: str | None = None
+
+
+class ModelVersionChanged(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.version.changed"
+    aggregate_type = CATALOG
+    model_id: str
+    previous_version: str
+    version: str
+
+
+class ModelVersionRemoved(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.version.removed"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+
+
+class ModelDownloadRequested(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.download.requested"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+
+
+class ModelVersionPinned(DomainEvent, frozen=True, kw_only=True):
+    """The version's source was resolved to a commit and its bytes to a checksum."""
+
+    event_type = "model.version.pinned"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+    checksum: str
+    revision: str | None = None
+
+
+class ModelVersionStatusChanged(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.version.status_changed"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+    previous_status: str
+    status: str
+    error_message: str | None = None
+
+
+class ModelLoadRequested(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.load.requested"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+
+
+class ModelLoaded(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.loaded"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    memory_mb: float
+    load_seconds: float
+    process_id: int | None = None
+
+
+class ModelLoadFailed(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.load.failed"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    error_message: str
+    attempt: int = 1
+
+
+class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
+    """`reason`: manual, lru_eviction, idle_ttl, unhealthy_restart, server_lost or shutdown."""
+
+    event_type = "model.unloaded"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    reason: str
+    uptime_seconds: float
+
+
+class ModelEvicted(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.evicted"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    freed_mb: float
+
+
+class ModelHealthChanged(DomainEvent, frozen=True, kw_only=True):
+    event_type = "model.health.changed"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    previous_state: str
+    new_state: str
+    error_message: str | None = None
+
+
+class InferenceFinished(DomainEvent, frozen=True, kw_only=True):
+    """One inference call ended, over any transport. `status`: success or error."""
+
+    event_type = "inference.finished"
+    aggregate_type = INFERENCE
+    stored = False
+    model_id: str
+    task_type: str
+    protocol: str
+    status: str
+    duration_seconds: float
+    batch_size: int | None = None
+    error_code: str | None = None
+
+
+E = TypeVar("E", bound=DomainEvent)
+
+
+class EventBus:
+    """Calls listeners in the order of their subscription, on the publisher's thread."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[type[DomainEvent], list[Callable[[Any], None]]] = defaultdict(list)
+
+    def subscribe(self, event_class: type[E], handler: Callable[[E], None]) -> None:
+        """Have `handler` called for each event of `event_class` or of its subclasses."""
+        self._handlers[event_class].append(handler)
+
+    def publish(self, event: DomainEvent) -> None:
+        """Tell all listeners. A listener that raises is logged; the publisher goes on."""
+        for event_class in type(event).__mro__:
+            for handler in self._handlers.get(event_class, ()):
+                try:
+                    handler(event)
+                except Exception:
+                    log.exception("event listener failed", event_type=event.event_type)
