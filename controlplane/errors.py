@@ -57,6 +57,21 @@ class InvalidInput(ModelMoraError):
         super().__init__(message, fields={field: [message]} if field else None)
 
 
+class BatchSizeExceeded(ModelMoraError):
+    """More items in one request than are taken."""
+
+    code = "BATCH_SIZE_EXCEEDED"
+
+    def __init__(self, field: str, count: int, limit: int) -> None:
+        super().__init__(
+            f"{field} holds {count} items; at most {limit} are taken in one request. "
+            "Send them in several requests.",
+            fields={field: [f"at most {limit} items"]},
+            count=count,
+            limit=limit,
+        )
+
+
 class InvalidModelId(ModelMoraError):
     code = "INVALID_MODEL_ID"
 
