@@ -6,17 +6,21 @@ Every key is written the same way everywhere: `max_memory_mb` in modelmora.yaml,
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 import psutil
 import yaml
 
 from controlplane.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 CONFIG_FILE = "modelmora.yaml"
 ENV_PREFIX = "MODELMORA_"
@@ -96,45 +100,117 @@ def load_settings(
     """Merge and validate all sources.
 
     Args:
-        config_file: the YAML file; None takes ./modelmora.yaml where it exists.
+        config_file: the YAML file; None takes the one MODELMORA_CONFIG names, else
+            ./modelmora.yaml where it exists.
         environ: the environment; None takes the process's.
         overrides: values of the command line; None values are not given.
 
     Raises:
         SettingsError: naming the key, as written where it was set, and what is allowed.
     """
-    merged: dict[str, tuple[str, Any]] = {}  # key -> (name as the user wrote it, value)
-    for key, value in _read_file(config_file).items():
-        merged[key] = (key, value)
-    for name, text in (os.environ if environ is None else environ).items():
-        if name.startswith(ENV_PREFIX):
-            merged[name.removeprefix(ENV_PREFIX).lower()] = (name, _from_text(name, text))
+    settings, _ = load_settings_with_sources(
+        config_file=config_file, environ=environ, overrides=overrides
+    )
+    return settings
+
+
+def load_settings_with_sources(
+    *,
+    config_file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Settings, dict[str, str]]:
+    """As `load_settings`, with where each value comes from.
+
+    Returns:
+        The settings, and for every key its source: "default", the file's path, the name of the
+        environment variable or the command line's option.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    environ = os.environ if environ is None else environ
+    path = find_config_file(config_file, environ)
+    merged: dict[str, _Given] = {}
+    for key, value in (_read_file(path, environ) if path else {}).items():
+        merged[key] = _Given(key, value, str(path))
+    for name, text in environ.items():
+        if name.startswith(ENV_PREFIX) and name not in _OTHER_ENV:
+            merged[name.removeprefix(ENV_PREFIX).lower()] = _Given(
+                name, _from_text(name, text), name
+            )
     for key, value in (overrides or {}).items():
         if value is not None:
-            merged[key] = ("--" + key.replace("_", "-"), value)
-    return _build(merged)
+            option = "--" + key.replace("_", "-")
+            merged[key] = _Given(option, value, option)
+    settings = _build(merged)
+    names = settings.__struct_fields__
+    return settings, {name: merged[name].source if name in merged else "default" for name in names}
 
 
-def _read_file(config_file: Path | None) -> dict[str, Any]:
-    path = config_file or Path(CONFIG_FILE)
-    if config_file is None and not path.exists():
-        return {}
+class _Given(NamedTuple):
+    """A value somebody set: the key as written there, the value, where."""
+
+    written: str
+    value: Any
+    source: str
+
+
+def find_config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file that will be read: the one named, else ./modelmora.yaml if it exists, else None."""
+    named = config_file or environ.get("MODELMORA_CONFIG")
+    if named:
+        return Path(named)
+    default = Path(CONFIG_FILE)
+    return default if default.exists() else None
+
+
+def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(str(path), f"is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(str(path), "is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(str(path), f"is not valid YAML: {_where(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(str(path), "must hold keys and values at its top level")
-    return {str(key): value for key, value in content.items()}
+    return {str(key): _expand(str(key), value, environ) for key, value in content.items()}
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """The problem and its line, in one line."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    text = str(problem or error)
+    return " ".join((f"line {mark.line + 1}: {text}" if mark else text).split())
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
+    """`${NAME}` and `${NAME:-default}` replaced from the environment (domain §10.2)."""
+    if isinstance(value, list):
+        return [_expand(key, item, environ) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = environ.get(name) or default
+        if found is None:
+            raise SettingsError(key, f"uses ${{{name}}}, which is not set in the environment")
+        return found
+
+    return _VARIABLE.sub(replacement, value)
 
 
 # Settings with a list value are written with commas in the environment.
 _LIST_KEYS = {"preload"}
-# Set by our own tools, not settings of the service.
+# Read by our own tools, not settings of the service.
 _OTHER_ENV = {"MODELMORA_URL", "MODELMORA_CONFIG"}
 
 
@@ -154,31 +230,55 @@ def _default(key: str) -> Any:
     return msgspec.NODEFAULT
 
 
-def _build(merged: Mapping[str, tuple[str, Any]]) -> Settings:
+def _build(merged: Mapping[str, _Given]) -> Settings:
     known = {field.name: field for field in msgspec.structs.fields(Settings)}
     values: dict[str, Any] = {}
-    for key, (written, value) in merged.items():
-        if written in _OTHER_ENV:
-            continue
+    for key, (written, given, _) in merged.items():
         if key not in known:
-            close = ", ".join(sorted(k for k in known if k.split("_")[0] in key.split("_")))
-            hint = f"; did you mean {close}?" if close else ""
-            raise SettingsError(written, f"is not a setting{hint} See: modelmora config show")
+            raise SettingsError(written, _unknown(key, given, known))
+        value = given.upper() if key == "log_level" and isinstance(given, str) else given
         try:
             values[key] = msgspec.convert(
                 value, known[key].type, strict=not isinstance(value, str), dec_hook=_decode_path
             )
         except msgspec.ValidationError as error:
-            raise SettingsError(written, f"{error} (got {value!r})") from error
+            meaning = _meaning(known[key].type)
+            raise SettingsError(written, f"must be {meaning} (got {given!r})") from error
         _check_rule(key, written, values[key])
     settings = Settings(**values)
-    _check_together(settings)
+    _check_together(settings, {name: merged[name].written for name in merged})
     return settings
+
+
+def _meaning(wanted: Any) -> str:
+    """A setting's type in words."""
+    options = [option for option in get_args(wanted) if option is not type(None)]
+    if get_origin(wanted) is Literal:
+        return "one of " + ", ".join(options)
+    if get_origin(wanted) is tuple:
+        return "a list"
+    if len(options) == 1 and get_origin(wanted) is not None:  # T | None
+        return _meaning(options[0])
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return words.get(wanted, "text")
+
+
+def _unknown(key: str, value: Any, known: Collection[str]) -> str:
+    if isinstance(value, dict):
+        return (
+            "is a section, and settings are flat: write "
+            "`port: 8000` at the top level, not `server: {port: 8000}`"
+        )
+    close = difflib.get_close_matches(key, known, n=2) or sorted(
+        name for name in known if name.split("_")[0] in key.split("_")
+    )
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return f"is not a setting{hint} All of them: modelmora config show"
 
 
 def _decode_path(target: type, value: Any) -> Any:
     if target is Path and isinstance(value, str | Path):
-        return Path(value)
+        return Path(value).expanduser()
     raise msgspec.ValidationError(f"Expected {target.__name__}, got {type(value).__name__}")
 
 
@@ -203,16 +303,31 @@ def _check_rule(key: str, written: str, value: Any) -> None:
         raise SettingsError(written, f"must be {meaning} (got {value})")
 
 
-def _check_together(settings: Settings) -> None:
+def _check_together(settings: Settings, written: Mapping[str, str]) -> None:
+    def wrong(key: str, message: str) -> SettingsError:
+        return SettingsError(written.get(key, key), message)
+
     if settings.port and settings.port == settings.grpc_port:
-        raise SettingsError("grpc_port", f"must differ from port (both are {settings.port})")
+        raise wrong("grpc_port", f"must differ from port (both are {settings.port})")
+    grpc_url = settings.triton_grpc_url
+    if grpc_url is not None and not _HOST_PORT.fullmatch(grpc_url):
+        raise wrong("triton_grpc_url", f"must be host:port, no scheme (got {grpc_url!r})")
+    for key in ("triton_http_url", "triton_metrics_url"):
+        url = getattr(settings, key)
+        if url is not None and grpc_url is None:
+            raise wrong(key, "is for an external Triton: set triton_grpc_url as well")
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise wrong(key, f"must begin with http:// or https:// (got {url!r})")
     if not settings.allow_unauthenticated_network and not is_loopback(settings.host):
-        raise SettingsError(
+        raise wrong(
             "host",
             f"{settings.host} is reachable from other machines and ModelMora has no login yet. "
             "Use 127.0.0.1, or set MODELMORA_ALLOW_UNAUTHENTICATED_NETWORK=true "
             "where the network itself is protected.",
         )
+
+
+_HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:]+\]|[^\s:/]+):\d{1,5}")
 
 
 def is_loopback(host: str) -> bool:
