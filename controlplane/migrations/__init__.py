@@ -1,0 +1,16 @@
+"""The database's history: one module per step, `m{number}_{name}`, with `up(db)` and `down(db)`.
+
+A step that was released is never edited: a change of the schema is a new step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from controlplane.migrations import m0001_registry
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# In the order of application.
+STEPS: tuple[ModuleType, ...] = (m0001_registry,)

@@ -1,0 +1,243 @@
+"""The database: one SQLite file, opened once, used from one thread.
+
+WAL with `synchronous=FULL`: what was committed survives a power cut. Schema changes are the
+numbered steps of `controlplane/migrations`, applied and recorded by sqlite-utils' migrations; the
+way back (`migrate_down`) is ours, since the library has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sqlite3
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlite_utils import Database
+from sqlite_utils.migrations import Migrations
+
+from controlplane.errors import InsufficientDisk, ServiceUnavailable, StartupError
+from controlplane.migrations import STEPS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from controlplane.events import DomainEvent
+
+log = structlog.get_logger(__name__)
+
+BUSY_TIMEOUT_SECONDS = 10.0
+_MB = 1024 * 1024
+
+_MIGRATIONS = Migrations("modelmora")
+_DOWN = {}
+for _step in STEPS:
+    _name = _step.__name__.rpartition(".")[2]
+    _MIGRATIONS(name=_name)(_step.up)
+    _DOWN[_name] = _step.down
+
+
+def open_db(path: Path | str) -> Database:
+    """Open (or create) the database and bring it to the newest schema.
+
+    Args:
+        path: the file, or ":memory:".
+
+    Raises:
+        StartupError: the file cannot be created or written, is no database, is damaged, or was
+            written by a newer ModelMora; the message names the file and says what to do.
+    """
+    db = None
+    try:
+        db = Database(_connect(path))
+        _configure(db, in_memory=str(path) == ":memory:")
+        _refuse_newer_schema(db, path)
+        migrate_up(db)
+        _check(db, path)
+    except BaseException as error:
+        if db is not None:
+            db.close()
+        if isinstance(error, sqlite3.Error):
+            raise _startup_error(path, error) from error
+        raise
+    return db
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    if str(path) != ":memory:":
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartupError(
+                f"The data directory {Path(path).parent} cannot be created: {error.strerror}. "
+                "Choose another with MODELMORA_DATA_DIR."
+            ) from error
+    # isolation_level None: transactions begin and end where this module says, never implicitly.
+    return sqlite3.connect(str(path), timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+
+
+def _configure(db: Database, *, in_memory: bool) -> None:
+    if not in_memory:
+        db.execute("PRAGMA journal_mode = WAL").fetchone()
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("PRAGMA foreign_keys = ON")
+
+
+def _refuse_newer_schema(db: Database, path: Path | str) -> None:
+    unknown = [name for name in applied_steps(db) if name not in _DOWN]
+    if unknown:
+        raise StartupError(
+            f"The database {path} was written by a newer ModelMora (it has {', '.join(unknown)}). "
+            "Start that version, have it take these steps back with: modelmora migrate down, "
+            "or choose another MODELMORA_DATA_DIR."
+        )
+
+
+def _check(db: Database, path: Path | str) -> None:
+    verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise StartupError(_damaged(path, verdict))
+
+
+def _damaged(path: Path | str, what: str) -> str:
+    return (
+        f"The database {path} is damaged or not a database ({what}). Restore it from a backup, or "
+        "move it away to start with an empty registry."
+    )
+
+
+def _startup_error(path: Path | str, error: sqlite3.Error) -> StartupError:
+    text = str(error)
+    if "readonly" in text or "unable to open" in text or "disk I/O" in text:
+        return StartupError(
+            f"The database {path} cannot be opened for writing ({text}). Check the file's and its "
+            "directory's permissions, or choose another directory with MODELMORA_DATA_DIR."
+        )
+    if "locked" in text:
+        return StartupError(
+            f"The database {path} is in use by another process ({text}). Stop that one first."
+        )
+    if "full" in text:
+        return StartupError(f"The database {path} cannot grow: the disk is full.")
+    if isinstance(error, sqlite3.OperationalError):
+        return StartupError(f"The database {path} cannot be used: {text}.")
+    return StartupError(_damaged(path, text))
+
+
+def applied_steps(db: Database) -> list[str]:
+    """Names of the migrations the database has been through, oldest first."""
+    return [step.name for step in _MIGRATIONS.applied(db)]
+
+
+def migrate_up(db: Database) -> list[str]:
+    """Apply the steps that are missing, each in its own transaction; their names.
+
+    Raises:
+        sqlite3.Error: from the step that failed; that step left nothing behind.
+    """
+    missing = [step.name for step in _MIGRATIONS.pending(db)]
+    if missing:
+        _MIGRATIONS.apply(db)
+        log.info("database migrated", steps=missing)
+    return missing
+
+
+def migrate_down(db: Database, *, to: str | None = None) -> list[str]:
+    """Take steps back, newest first, each in its own transaction; their names.
+
+    Args:
+        to: name of the step to stop at (it stays); None takes all back.
+
+    Raises:
+        ValueError: when `to` was never applied.
+    """
+    applied = applied_steps(db)
+    if to is not None and to not in applied:
+        raise ValueError(f"{to} is not among the applied steps: {', '.join(applied) or 'none'}")
+    keep = applied.index(to) + 1 if to is not None else 0
+    undone = list(reversed(applied[keep:]))
+    for name in undone:
+        with transaction(db):
+            _DOWN[name](db)
+            db.execute(
+                "DELETE FROM _sqlite_migrations WHERE migration_set = ? AND name = ?",
+                [_MIGRATIONS.name, name],
+            )
+    return undone
+
+
+@contextmanager
+def transaction(db: Database) -> Iterator[None]:
+    """All or nothing: commits at the end, rolls back on any exception.
+
+    It takes the write lock at its beginning, so that what is read inside is still true when it is
+    written; a transaction within a transaction is part of the outer one.
+
+    Raises:
+        InsufficientDisk: the disk is full.
+        ServiceUnavailable: another process holds the lock, or the file cannot be written.
+    """
+    if db.conn.in_transaction:
+        yield
+        return
+    try:
+        db.conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.conn.execute("COMMIT")
+        except BaseException:
+            db.rollback()
+            raise
+    except sqlite3.OperationalError as error:
+        raise _operational(db, error) from error
+
+
+def _operational(db: Database, error: sqlite3.OperationalError) -> Exception:
+    file = Path(db.execute("PRAGMA database_list").fetchone()[2] or ".")
+    if "full" in str(error):
+        free = shutil.disk_usage(file.parent).free
+        return InsufficientDisk(str(file.parent), needed_mb=1, free_mb=free / _MB)
+    if any(word in str(error) for word in ("locked", "readonly", "disk I/O")):
+        return ServiceUnavailable(f"The database cannot be written now: {error}.")
+    return error
+
+
+def append_event(db: Database, event: DomainEvent) -> None:
+    """Write an event to the event store; events that are for listeners only are left out.
+
+    Call it inside the transaction of the change the event tells of.
+    """
+    if not event.stored:
+        return
+    db.execute(
+        "INSERT INTO event_store (event_id, event_type, aggregate_id, aggregate_type, payload,"
+        " timestamp, version) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            event.event_id,
+            event.event_type,
+            event.aggregate_id,
+            event.aggregate_type,
+            json.dumps(event.payload(), ensure_ascii=False),
+            to_text(event.timestamp),
+            event.schema_version,
+        ],
+    )
+
+
+def to_text(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds and Z: sorts as text in the order of time."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def from_text(text: str) -> datetime:
+    """The moment that `to_text` wrote."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True when the error says that the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
