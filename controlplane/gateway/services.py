@@ -1,0 +1,41 @@
+"""What the gateway is given: the objects behind every route, put together in `app.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controlplane.events import EventBus
+    from controlplane.inference.infer import InferenceService
+    from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.install import Installer
+    from controlplane.registry.store import ModelStore
+    from controlplane.settings import Settings
+    from controlplane.triton.client import TritonClient
+    from controlplane.triton.server import TritonServer
+
+
+@dataclass(frozen=True)
+class Services:
+    """The use cases and state that routes call.
+
+    Attributes:
+        render_metrics: the Prometheus exposition and its content type.
+        started_at: `time.monotonic()` of the service's start.
+        version: ModelMora's own version.
+    """
+
+    settings: Settings
+    store: ModelStore
+    installer: Installer
+    scheduler: Scheduler
+    inference: InferenceService
+    server: TritonServer
+    client: TritonClient
+    bus: EventBus
+    render_metrics: Callable[[], tuple[bytes, str]]
+    started_at: float
+    version: str
