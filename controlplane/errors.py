@@ -7,8 +7,10 @@ message from the fact. Transports map classes to status codes in one table each
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 
 class ModelMoraError(Exception):
@@ -222,8 +224,8 @@ class UnsafeWeights(ModelMoraError):
 
     def __init__(self, model_id: str, files: Sequence[str]) -> None:
         super().__init__(
-            f"{model_id} offers its weights only as pickles ({', '.join(files[:3])}), which can run "
-            "code when they are read. Use a revision with safetensors, or trust this source with "
+            f"{model_id} offers its weights only as pickles ({', '.join(files[:3])}), "
+            "which can run code when they are read. Use a revision with safetensors, or trust this source with "
             "MODELMORA_ALLOW_PICKLE=true.",
             model_id=model_id,
             files=list(files),
@@ -280,8 +282,8 @@ class InsufficientMemory(ModelMoraError):
             )
         else:
             message = (
-                f"Model {model_id!r} needs {need_mb:.0f} MB and every loaded model is busy or kept; "
-                f"the budget is {budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS)."
+                f"Model {model_id!r} needs {need_mb:.0f} MB and every loaded model is busy or "
+                f"kept; the budget is {budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS)."
             )
             self.retry_after = 1.0
         super().__init__(

@@ -345,8 +345,8 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
     """Fields of an update; UNSET ones stay as they are, None clears."""
 
-    display_name: str | None | msgspec.UnsetType = msgspec.UNSET
-    description: str | None | msgspec.UnsetType = msgspec.UNSET
+    display_name: str | msgspec.UnsetType | None = msgspec.UNSET
+    description: str | msgspec.UnsetType | None = msgspec.UNSET
     config: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     resource_requirements: ResourceRequirements | msgspec.UnsetType = msgspec.UNSET
 
@@ -365,7 +365,9 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
     errors: dict[str, list[str]] = {}
     errors |= _version_errors(new.version)
     errors |= _length_errors(display_name=(new.display_name, SHORT))
-    errors |= _length_errors(description=(new.description, MEDIUM), created_by=(new.created_by, SHORT))
+    errors |= _length_errors(
+        description=(new.description, MEDIUM), created_by=(new.created_by, SHORT)
+    )
     errors |= _length_errors(framework_version=(new.framework_version, 50))
     if new.framework not in FRAMEWORKS:
         errors["framework"] = [f"must be one of {', '.join(FRAMEWORKS)}"]

@@ -1,0 +1,153 @@
+"""What the scheduler's decisions do to Triton: load, unload, probe, measure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
+from controlplane.lifecycle import health, memory
+from controlplane.triton.client import TritonClient, TritonError, TritonTimeout, TritonUnavailable
+
+if TYPE_CHECKING:
+    from controlplane.registry.model import Servable
+    from controlplane.registry.repository import ModelRepository
+    from controlplane.triton.server import TritonServer
+
+log = structlog.get_logger(__name__)
+
+# Triton says "unloaded" before the stub process has ended (triton-facts: about 1 s).
+PROCESS_END_TIMEOUT = 15.0
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Outcome of a load. `memory_mb` is None where the processes cannot be seen."""
+
+    memory_mb: float | None
+    process_id: int | None
+    seconds: float
+    response_time_ms: float
+
+
+class TritonEffects:
+    """Acts on one Triton server. Every call is bounded in time."""
+
+    def __init__(
+        self, client: TritonClient, server: TritonServer, repository: ModelRepository
+    ) -> None:
+        self._client = client
+        self._server = server
+        self._repository = repository
+
+    async def load(self, servable: Servable, timeout: float) -> Loaded:
+        """Load, prove by a test inference, measure.
+
+        Returns when the model has answered. On failure nothing of it stays in memory.
+
+        Raises:
+            LoadTimeout: not done after `timeout` seconds; the server may be stuck in the call.
+            LoadFailed: Triton or the test inference refused, with the reason.
+            ServiceUnavailable: the server is gone.
+        """
+        started = time.monotonic()
+        name, number = servable.key
+        try:
+            config = self._repository.load_config(name, number)
+            await self._client.load(name, config, timeout=timeout)
+            response_time_ms = await self.probe(servable)
+        except TritonTimeout as error:
+            raise LoadTimeout(servable.model_id, timeout) from error
+        except TritonUnavailable as error:
+            raise ServiceUnavailable(f"Triton is not reachable: {error}") from error
+        except (TritonError, OSError, ModelMoraError) as error:
+            await self._clean_up(servable)
+            raise LoadFailed(servable.model_id, _reason(error)) from error
+        pids = self._server.stub_pids(name, number)
+        return Loaded(
+            memory_mb=await self.measure(servable),
+            process_id=pids[0] if pids else None,
+            seconds=time.monotonic() - started,
+            response_time_ms=response_time_ms,
+        )
+
+    async def unload(self, servable: Servable, timeout: float) -> None:
+        """Unload and wait until the model's processes have ended and their memory is back.
+
+        Raises:
+            ServiceUnavailable: Triton did not unload it in time or is gone.
+        """
+        name, number = servable.key
+        pids = self._server.stub_pids(name, number)
+        try:
+            await self._client.unload(name, timeout=timeout)
+        except TritonError as error:
+            raise ServiceUnavailable(f"Triton did not unload {name}: {error}") from error
+        await self._wait_until_ended(pids)
+
+    async def probe(self, servable: Servable) -> float:
+        """One test inference; returns its time in milliseconds.
+
+        Raises:
+            TritonError: the inference failed or timed out.
+            LoadFailed: it was answered, but not as the model's manifest says.
+        """
+        manifest = self._repository.manifest(*servable.key)
+        expected = [tensor["name"] for tensor in manifest["outputs"]]
+        started = time.perf_counter()
+        try:
+            outputs = await self._client.infer(
+                *servable.key,
+                health.probe_inputs(manifest),
+                expected,
+                timeout=health.PROBE_TIMEOUT,
+            )
+        except TritonTimeout as error:
+            raise TritonError(
+                f"no answer to a test inference within {health.PROBE_TIMEOUT:g} s"
+            ) from error
+        fault = health.probe_fault(outputs, expected)
+        if fault is not None:
+            raise LoadFailed(servable.model_id, fault)
+        return (time.perf_counter() - started) * 1000
+
+    async def measure(self, servable: Servable) -> float | None:
+        """Memory of the model's processes in MB; None where they cannot be seen."""
+        pids = self._server.stub_pids(*servable.key)
+        return await asyncio.to_thread(memory.process_tree_mb, pids) if pids else None
+
+    def process_lost(self, process_id: int | None) -> bool:
+        """True when the model had a process of its own and it is gone."""
+        return process_id is not None and not memory.alive(process_id)
+
+    async def restart_server(self) -> bool:
+        """End a server that hangs in a call and start another; its callbacks tell of both.
+
+        Returns False for an external server, which is not ours to restart.
+        """
+        return await self._server.restart()
+
+    async def _clean_up(self, servable: Servable) -> None:
+        try:
+            await self.unload(servable, timeout=30.0)
+        except ModelMoraError as error:
+            log.warning(
+                "a failed load could not be cleaned up",
+                model_id=servable.model_id,
+                reason=str(error),
+            )
+
+    async def _wait_until_ended(self, pids: list[int]) -> None:
+        deadline = time.monotonic() + PROCESS_END_TIMEOUT
+        while any(memory.alive(pid) for pid in pids):
+            if time.monotonic() > deadline:
+                log.warning("a model's process outlives its unload", pids=pids)
+                return
+            await asyncio.sleep(0.02)
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, ModelMoraError) else str(error)

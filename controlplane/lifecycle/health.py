@@ -1,0 +1,97 @@
+"""Health of a loaded model: the outcome of test inferences (domain §3.7)."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CHECK_INTERVAL = 30.0
+PROBE_TIMEOUT = 10.0
+FAILURES_UNTIL_UNHEALTHY = 3
+DEGRADED_MS = 3000.0
+
+_NUMPY_TYPES = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+
+
+class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The last check's outcome; error messages are cut to 1000 characters."""
+
+    healthy: bool
+    last_check: datetime
+    error_message: str | None = None
+    consecutive_failures: int = 0
+    response_time_ms: float | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Answers, but slowly (domain §3.7)."""
+        return self.healthy and (self.response_time_ms or 0.0) > DEGRADED_MS
+
+    @property
+    def must_leave(self) -> bool:
+        """True when so many checks failed in a row that the model counts as unhealthy."""
+        return not self.healthy and self.consecutive_failures >= FAILURES_UNTIL_UNHEALTHY
+
+
+def after_success(now: datetime, response_time_ms: float) -> HealthStatus:
+    """The status after a check that was answered."""
+    return HealthStatus(healthy=True, last_check=now, response_time_ms=response_time_ms)
+
+
+def after_failure(previous: HealthStatus | None, now: datetime, message: str) -> HealthStatus:
+    """The status after a check that failed: failures in a row add up (domain C-70)."""
+    failures = 1 + (previous.consecutive_failures if previous else 0)
+    return HealthStatus(
+        healthy=False,
+        last_check=now,
+        error_message=message[:1000],
+        consecutive_failures=failures,
+    )
+
+
+def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A smallest valid input for a model: one text per string input, zeros elsewhere.
+
+    Shapes are those of the manifest with a batch dimension of 1 in front where the model batches;
+    open dimensions become 1.
+    """
+    batched = manifest.get("max_batch_size", 0) > 0
+    inputs = {}
+    for tensor in manifest["inputs"]:
+        shape = [1, *tensor["shape"]] if batched else list(tensor["shape"])
+        shape = [1 if size < 0 else size for size in shape]
+        if tensor["datatype"] == "BYTES":
+            inputs[tensor["name"]] = np.full(shape, b"health check", dtype=np.object_)
+        else:
+            inputs[tensor["name"]] = np.zeros(shape, dtype=_NUMPY_TYPES[tensor["datatype"]])
+    return inputs
+
+
+def probe_fault(outputs: Mapping[str, np.ndarray[Any, Any]], expected: list[str]) -> str | None:
+    """What is wrong with the answer to a probe; None when nothing is."""
+    missing = [name for name in expected if name not in outputs]
+    if missing:
+        return f"the test inference lacks the output {missing[0]!r}"
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            return f"the test inference gave values that are not finite in {name!r}"
+    return None

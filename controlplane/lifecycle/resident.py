@@ -1,0 +1,159 @@
+"""A model that is in memory, on its way there, or asked for: the scheduler's bookkeeping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from controlplane.lifecycle.policy import Candidate
+from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState, move
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from controlplane.errors import ModelMoraError
+    from controlplane.lifecycle.health import HealthStatus
+    from controlplane.registry.model import Servable
+
+
+@dataclass(eq=False)
+class Waiter:
+    """Somebody who waits for a load; `takes_lease` is False for an explicit load."""
+
+    future: asyncio.Future[None]
+    priority: int
+    sequence: int
+    takes_lease: bool
+
+
+@dataclass(eq=False)
+class Resident:
+    """Mutable state of one model version. Only the scheduler changes it.
+
+    Attributes:
+        ledger_mb: what counts against the budget: the reservation, then the measurement.
+        last_used: the event loop's clock, seconds.
+        epoch: grows when the server is lost, so that effects of before are known as stale.
+        drained: set while an unload waits for the last lease to end.
+        gone: done when an unload has ended.
+        node: which Triton holds it; there is one today.
+    """
+
+    servable: Servable
+    state: ModelState = ModelState.UNLOADED
+    ledger_mb: float = 0.0
+    peak_mb: float = 0.0
+    measured: bool = False
+    leases: int = 0
+    waiters: list[Waiter] = field(default_factory=list)
+    last_used: float = 0.0
+    loaded_at: datetime | None = None
+    loaded_clock: float = 0.0
+    load_seconds: float | None = None
+    request_count: int = 0
+    process_id: int | None = None
+    health: HealthStatus | None = None
+    attempts: int = 0
+    retry_at: float = 0.0
+    error: ModelMoraError | None = None
+    epoch: int = 0
+    effect: asyncio.Task[None] | None = None
+    drained: asyncio.Future[None] | None = None
+    gone: asyncio.Future[None] | None = None
+    unload_reason: str = "manual"
+    keep_loaded: bool = False
+    node: str = "local"
+
+    @property
+    def model_id(self) -> str:
+        return self.servable.model_id
+
+    @property
+    def need_mb(self) -> float:
+        """What a load reserves, in MB."""
+        return max(self.servable.need_mb, self.peak_mb)
+
+    @property
+    def holds_memory(self) -> bool:
+        return self.state in HOLDING_MEMORY
+
+    @property
+    def idle(self) -> bool:
+        return self.leases == 0 and not self.waiters
+
+    def move_to(self, target: ModelState) -> None:
+        """Change the state along a legal edge.
+
+        Raises:
+            InvalidStateTransition: when there is no such edge.
+        """
+        self.state = move(self.model_id, self.state, target)
+
+    def candidate(self) -> Candidate:
+        """How the eviction policy sees it."""
+        evictable = self.state is ModelState.LOADED and self.idle and not self.keep_loaded
+        return Candidate(self.servable.key, self.ledger_mb, self.last_used, evictable)
+
+    def urgency(self) -> tuple[int, int]:
+        """Order of loads: priority of the most urgent waiter, then who came first."""
+        return min((waiter.priority, waiter.sequence) for waiter in self.waiters)
+
+
+class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot of a resident for those who only look; memory in MB."""
+
+    model_id: str
+    version: str
+    triton_name: str
+    triton_version: int
+    state: ModelState
+    memory_mb: float
+    peak_mb: float
+    measured: bool
+    device: str
+    request_count: int
+    active_requests: int
+    waiting_requests: int
+    healthy: bool
+    consecutive_failures: int
+    loaded_at: datetime | None = None
+    last_used_at: datetime | None = None
+    health_error: str | None = None
+    last_check_at: datetime | None = None
+    response_time_ms: float | None = None
+    load_seconds: float | None = None
+    process_id: int | None = None
+
+
+def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> ResidentView:
+    """The snapshot of `resident`."""
+    health = resident.health
+    failed = (
+        resident.error.message if resident.state is ModelState.FAILED and resident.error else None
+    )
+    return ResidentView(
+        model_id=resident.model_id,
+        version=resident.servable.version,
+        triton_name=resident.servable.triton_name,
+        triton_version=resident.servable.triton_version,
+        state=resident.state,
+        memory_mb=resident.ledger_mb,
+        peak_mb=resident.peak_mb,
+        measured=resident.measured,
+        device=device,
+        request_count=resident.request_count,
+        active_requests=resident.leases,
+        waiting_requests=len(resident.waiters),
+        healthy=resident.state is ModelState.LOADED and (health is None or health.healthy),
+        consecutive_failures=health.consecutive_failures if health else 0,
+        loaded_at=resident.loaded_at,
+        last_used_at=last_used_at,
+        health_error=failed or (health.error_message if health else None),
+        last_check_at=health.last_check if health else None,
+        response_time_ms=health.response_time_ms if health else None,
+        load_seconds=resident.load_seconds,
+        process_id=resident.process_id,
+    )
