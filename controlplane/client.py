@@ -1,0 +1,292 @@
+"""The Python client: `ModelMoraClient`, and `AsyncModelMoraClient` with the same methods.
+
+Every operation is described once, as a generator that yields calls and pauses and knows no HTTP
+library. The two clients only differ in how they perform a step, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import httpx
+import msgspec
+
+from controlplane import client_operations as operations
+from controlplane.client_operations import Call, Pause, Steps, vectors
+from controlplane.client_types import (
+    InstallFailed,
+    ModelMoraApiError,
+    ModelMoraClientError,
+    Progress,
+    ServerUnreachable,
+    WaitTimeout,
+)
+from controlplane.settings import is_loopback
+
+__all__ = [
+    "AsyncModelMoraClient",
+    "InstallFailed",
+    "ModelMoraApiError",
+    "ModelMoraClient",
+    "ModelMoraClientError",
+    "Progress",
+    "ServerUnreachable",
+    "WaitTimeout",
+    "server_url",
+    "vectors",
+]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+# -- answers -----------------------------------------------------------------------------------
+
+
+class _ErrorBody(msgspec.Struct):
+    code: str
+    message: str
+    details: dict[str, Any] | None = None
+    trace_id: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    error: _ErrorBody
+
+
+def _read(call: Call[T], response: httpx.Response) -> T:
+    """The answer's body as the call's result type.
+
+    Raises:
+        ModelMoraApiError: for an error envelope, or UNEXPECTED_RESPONSE for anything else.
+    """
+    if not (response.is_success or response.status_code in call.also):
+        raise _api_error(response)
+    if call.result is type(None):
+        return None
+    try:
+        return msgspec.json.decode(response.content, type=call.result)
+    except msgspec.DecodeError as error:
+        raise _unexpected(response, str(error)) from error
+
+
+def _api_error(response: httpx.Response) -> ModelMoraApiError:
+    try:
+        error = msgspec.json.decode(response.content, type=_Envelope).error
+    except msgspec.DecodeError:
+        return _unexpected(response, "no error envelope")
+    return ModelMoraApiError(
+        error.code, error.message, error.details, response.status_code, error.trace_id
+    )
+
+
+def _unexpected(response: httpx.Response, why: str) -> ModelMoraApiError:
+    return ModelMoraApiError(
+        "UNEXPECTED_RESPONSE",
+        f"{response.url} answered {response.status_code} with something that is not "
+        f"ModelMora's ({why}): does another program use this port?",
+        status=response.status_code,
+        trace_id=response.headers.get("X-Trace-Id"),
+    )
+
+
+@contextmanager
+def _unreachable(url: str) -> Iterator[None]:
+    """httpx's transport errors, as `ServerUnreachable`."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise ServerUnreachable(url, "timed out") from error
+    except httpx.TransportError as error:
+        raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+
+
+def _client_options(url: str) -> dict[str, Any]:
+    parsed = httpx.URL(url)
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url!r} is not a server's address: write http://host:port")
+    return {
+        "base_url": parsed,
+        # A proxy of the environment cannot reach this machine's loopback.
+        "trust_env": not is_loopback(parsed.host),
+        # Without TLS there is nothing to verify, and reading the certificates takes 50 ms.
+        "verify": parsed.scheme == "https",
+    }
+
+
+def _request(call: Call[Any]) -> dict[str, Any]:
+    timeout = httpx.Timeout(call.timeout, connect=5.0)
+    request = {"method": call.method, "url": call.path, "params": call.params, "timeout": timeout}
+    if call.json is not None:
+        request["content"] = msgspec.json.encode(call.json)
+        request["headers"] = {"Content-Type": "application/json"}
+    return request
+
+
+def server_url(url: str | None = None) -> str:
+    """`url`, else MODELMORA_URL, else http://127.0.0.1:8000; without a trailing slash."""
+    return (url or os.environ.get("MODELMORA_URL") or DEFAULT_URL).rstrip("/")
+
+
+# -- the clients -------------------------------------------------------------------------------
+
+
+def _sync(describe: Callable[P, Steps[T]]) -> Callable[Concatenate[ModelMoraClient, P], T]:
+    """The operation as a method that waits."""
+
+    def method(self: ModelMoraClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(describe(*args, **kwargs))
+
+    return _documented(method, describe)
+
+
+def _async(
+    describe: Callable[P, Steps[T]],
+) -> Callable[Concatenate[AsyncModelMoraClient, P], Coroutine[Any, Any, T]]:
+    """The operation as a coroutine method."""
+
+    async def method(self: AsyncModelMoraClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(describe(*args, **kwargs))
+
+    return _documented(method, describe)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _documented(method: F, describe: Callable[..., Any]) -> F:
+    """Give the method the operation's name, docstring and parameters, for help() and editors."""
+    functools.update_wrapper(method, describe)
+    method.__name__ = describe.__name__.removesuffix("_models")
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    signature = inspect.signature(describe)
+    parameters = [own, *signature.parameters.values()]
+    method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return method
+
+
+class ModelMoraClient:
+    """Talks to a ModelMora server; a context manager, usable from several threads.
+
+    Every method raises `ModelMoraApiError` for what the server refuses and `ServerUnreachable`
+    when there is no answer.
+    """
+
+    install = _sync(operations.install)
+    register = _sync(operations.register)
+    download = _sync(operations.download)
+    list = _sync(operations.list_models)
+    get = _sync(operations.get)
+    update = _sync(operations.update)
+    delete = _sync(operations.delete)
+    load = _sync(operations.load)
+    unload = _sync(operations.unload)
+    infer = _sync(operations.infer)
+    embed = _sync(operations.embed)
+    status = _sync(operations.status)
+    settings = _sync(operations.settings)
+    health = _sync(operations.health)
+    ready = _sync(operations.ready)
+    models_health = _sync(operations.models_health)
+    wait_until_ready = _sync(operations.wait_until_ready)
+
+    def __init__(self, url: str | None = None) -> None:
+        """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
+        self.url = server_url(url)
+        self._http = httpx.Client(**_client_options(self.url))
+
+    def __enter__(self) -> ModelMoraClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def _run(self, steps: Steps[T]) -> T:
+        answer, error = None, None
+        while True:
+            try:
+                step = steps.throw(error) if error else steps.send(answer)
+            except StopIteration as end:
+                return cast("T", end.value)
+            answer, error = None, None
+            try:
+                answer = self._perform(step)
+            except ModelMoraClientError as failure:
+                error = failure
+
+    def _perform(self, step: Call[Any] | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        with _unreachable(self.url):
+            response = self._http.request(**_request(step))
+        return _read(step, response)
+
+
+class AsyncModelMoraClient:
+    """As `ModelMoraClient`, with coroutine methods; an async context manager."""
+
+    install = _async(operations.install)
+    register = _async(operations.register)
+    download = _async(operations.download)
+    list = _async(operations.list_models)
+    get = _async(operations.get)
+    update = _async(operations.update)
+    delete = _async(operations.delete)
+    load = _async(operations.load)
+    unload = _async(operations.unload)
+    infer = _async(operations.infer)
+    embed = _async(operations.embed)
+    status = _async(operations.status)
+    settings = _async(operations.settings)
+    health = _async(operations.health)
+    ready = _async(operations.ready)
+    models_health = _async(operations.models_health)
+    wait_until_ready = _async(operations.wait_until_ready)
+
+    def __init__(self, url: str | None = None) -> None:
+        """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
+        self.url = server_url(url)
+        self._http = httpx.AsyncClient(**_client_options(self.url))
+
+    async def __aenter__(self) -> AsyncModelMoraClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _run(self, steps: Steps[T]) -> T:
+        answer, error = None, None
+        while True:
+            try:
+                step = steps.throw(error) if error else steps.send(answer)
+            except StopIteration as end:
+                return cast("T", end.value)
+            answer, error = None, None
+            try:
+                answer = await self._perform(step)
+            except ModelMoraClientError as failure:
+                error = failure
+
+    async def _perform(self, step: Call[Any] | Pause) -> Any:
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        with _unreachable(self.url):
+            response = await self._http.request(**_request(step))
+        return _read(step, response)

@@ -1,0 +1,228 @@
+"""What the client returns and raises: the REST bodies as frozen structs.
+
+Fields that a newer server adds are ignored; fields that an older one lacks are None.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+class ModelMoraClientError(Exception):
+    """Base of all errors this module raises."""
+
+
+class ModelMoraApiError(ModelMoraClientError):
+    """The server refused or failed.
+
+    Attributes:
+        code: the stable code, such as MODEL_NOT_FOUND (docs/errors.md lists all).
+        details: machine-readable facts; `details["fields"]` names wrong fields.
+        status: the HTTP status.
+        trace_id: finds the request in the server's log.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        details: dict[str, Any] | None = None,
+        status: int = 0,
+        trace_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details or {}
+        self.status = status
+        self.trace_id = trace_id
+
+
+class ServerUnreachable(ModelMoraClientError):
+    """No answer could be had from the server at `url`."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"No answer from ModelMora at {url} ({why}): is `modelmora serve` running?"
+        )
+        self.url = url
+
+
+class InstallFailed(ModelMoraClientError):
+    """The download or the conversion failed; the message is the server's reason."""
+
+    def __init__(self, model: ModelInfo) -> None:
+        reason = model.error or "no reason was recorded"
+        super().__init__(f"{model.model_id} could not be installed: {reason}")
+        self.model = model
+
+
+class WaitTimeout(ModelMoraClientError):
+    """What was waited for did not happen in time; the server may still be at it."""
+
+
+# -- results (REST bodies) ---------------------------------------------------------------------
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an installation is. `fraction` is 0 to 1, None while unknown."""
+
+    phase: str
+    step: str = ""
+    fraction: float | None = None
+    message: str = ""
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of the catalog. `status` and what comes of the bytes are the current version's."""
+
+    model_id: str
+    task_type: str
+    version: str
+    status: str
+    id: str | None = None
+    current_version: str | None = None
+    versions: list[str] = []
+    error: str | None = None
+    display_name: str | None = None
+    description: str | None = None
+    source_url: str | None = None
+    config: dict[str, Any] | None = None
+    custom_params: dict[str, Any] | None = None
+    resource_requirements: dict[str, Any] | None = None
+    revision: str | None = None
+    checksum: str | None = None
+    artifact_uri: str | None = None
+    framework: str | None = None
+    framework_version: str | None = None
+    backend: str | None = None
+    engine: str | None = None
+    triton_name: str | None = None
+    triton_version: int | None = None
+    measured_memory_mb: float | None = None
+    artefact_bytes: int | None = None
+    artefact: dict[str, Any] | None = None
+    progress: Progress | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    version_number: int | None = None
+
+
+class Pagination(msgspec.Struct, frozen=True, kw_only=True):
+    page: int
+    page_size: int
+    total_items: int
+    total_pages: int
+
+
+class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[ModelInfo]
+    pagination: Pagination
+
+
+class DownloadAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    model_id: str
+    status: str
+    version: str | None = None
+    message: str = ""
+
+
+class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
+    healthy: bool
+    last_check_at: datetime | None = None
+    error_message: str | None = None
+    consecutive_failures: int = 0
+    response_time_ms: float | None = None
+
+
+class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in memory; memory in MB."""
+
+    model_id: str
+    version: str
+    state: str
+    memory_usage_mb: float | None = None
+    peak_memory_mb: float | None = None
+    device: str | None = None
+    loaded_at: datetime | None = None
+    last_used_at: datetime | None = None
+    request_count: int = 0
+    active_requests: int = 0
+    load_seconds: float | None = None
+    process_id: int | None = None
+    health_status: HealthStatus | None = None
+
+
+class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
+    model_id: str
+    unloaded: bool = True
+    freed_mb: float | None = None
+
+
+class InferMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in milliseconds; `inference_time_ms` is Triton's part of `total_time_ms`."""
+
+    inference_time_ms: float | None = None
+    total_time_ms: float | None = None
+    batch_size: int | None = None
+    device: str | None = None
+
+
+class InferResult(msgspec.Struct, frozen=True, kw_only=True):
+    model_id: str
+    version: str
+    output_data: dict[str, Any]
+    metadata: InferMetadata
+
+
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """Megabytes; `threshold_mb` is the budget for models."""
+
+    total_mb: float
+    used_mb: float
+    available_mb: float
+    threshold_mb: float
+
+
+class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    uptime_seconds: float
+    memory: Memory
+    loaded_models: list[LoadedModel] = []
+    models: dict[str, int] = {}
+    triton: dict[str, Any] = {}
+    gpu: dict[str, Any] = {}
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    status: str
+    version: str | None = None
+    uptime_seconds: float | None = None
+    models_loaded: int | None = None
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """`status` is ready or not_ready; `checks` says which part is not."""
+
+    status: str
+    checks: dict[str, Any] = {}
+
+
+class ModelHealth(msgspec.Struct, frozen=True, kw_only=True):
+    model_id: str
+    healthy: bool
+    last_check_at: datetime | None = None
+    error: str | None = None
+
+
+class ModelsHealth(msgspec.Struct, frozen=True, kw_only=True):
+    healthy_count: int
+    unhealthy_count: int
+    models: list[ModelHealth] = []
