@@ -1,0 +1,275 @@
+"""Calls to a Triton server over gRPC; the only importer of tritonclient (besides model_config).
+
+Model control goes over gRPC: a load over HTTP blocks one of Triton's few frontend threads
+(server#8737).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc import aio as triton_grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from controlplane.triton.failures import (
+    ModelFailed,
+    ModelUnknown,
+    TritonError,
+    TritonTimeout,
+    TritonUnavailable,
+    failure_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from controlplane.triton.server import Endpoints
+
+__all__ = [
+    "IndexEntry",
+    "ModelFailed",
+    "ModelUnknown",
+    "TritonClient",
+    "TritonError",
+    "TritonTimeout",
+    "TritonUnavailable",
+]
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+# How long control calls other than load and unload may take, seconds.
+CONTROL_TIMEOUT = 10.0
+_POLL = 0.02
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # No keepalive pings: a server that computes for minutes would count them as misbehaviour.
+    ("grpc.keepalive_time_ms", 2**31 - 1),
+    # The default waits up to two minutes before it looks whether a restarted server is back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Without this, all channels to one address share one connection, and its backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One line of the repository index.
+
+    Attributes:
+        version: None for a model that was never loaded.
+        state: READY, LOADING, UNLOADING, UNAVAILABLE, or "" for one that was never loaded.
+        reason: why it is unavailable ("unloaded", or the text of the failure).
+    """
+
+    name: str
+    version: int | None
+    state: str
+    reason: str
+
+
+class TritonClient:
+    """One gRPC channel to one Triton server; to be created where an event loop runs.
+
+    All calls raise TritonUnavailable when the server cannot be reached and TritonTimeout when
+    the time given (seconds) is over.
+    """
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._use(endpoints)
+        self._retired: set[asyncio.Task[None]] = set()
+
+    def _use(self, endpoints: Endpoints) -> None:
+        self._headers = dict(endpoints.grpc_metadata)
+        self._grpc = triton_grpc.InferenceServerClient(
+            endpoints.grpc_url, channel_args=_CHANNEL_OPTIONS
+        )
+
+    def reconnect(self, endpoints: Endpoints) -> None:
+        """Talk to a server that was restarted, perhaps on other ports; running calls fail."""
+        task = asyncio.ensure_future(self._grpc.close())
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
+        self._use(endpoints)
+
+    async def close(self) -> None:
+        """Close the channel; running calls fail."""
+        await asyncio.gather(*self._retired, self._grpc.close())
+
+    async def live(self, timeout: float = 2.0) -> bool:
+        """Whether the server answers; never raises."""
+        return await self._is(self._grpc.is_server_live, timeout)
+
+    async def ready(self, timeout: float = 2.0) -> bool:
+        """Whether the server takes requests; says nothing about models. Never raises."""
+        return await self._is(self._grpc.is_server_ready, timeout)
+
+    async def _is(self, question: Callable[..., Awaitable[bool]], timeout: float) -> bool:
+        try:
+            return bool(await _guard(question(client_timeout=timeout), timeout))
+        except TritonError:
+            return False
+
+    async def index(self) -> list[IndexEntry]:
+        """All models of the repository, loaded or not, with the state of each version."""
+        call = self._grpc.get_model_repository_index(
+            headers=self._headers, client_timeout=CONTROL_TIMEOUT
+        )
+        answer = await _guard(call, CONTROL_TIMEOUT)
+        return [
+            IndexEntry(
+                entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason
+            )
+            for entry in answer.models
+            if not entry.name.startswith(".")  # our staging folder: Triton lists every folder
+        ]
+
+    async def load(self, name: str, config_json: str | None = None, *, timeout: float) -> None:
+        """Load a model and return when it is ready.
+
+        One load at a time per model: two at once load it twice (server#7018). Unload before
+        loading again: a load of a loaded model leaks, or does nothing (server#4528, #5983).
+
+        Args:
+            config_json: the model configuration to use instead of the folder's config.pbtxt.
+            timeout: seconds; Triton goes on loading after that, see `TritonServer.kill_stubs`.
+
+        Raises:
+            ModelUnknown: no such folder in the repository.
+            ModelFailed: with Triton's text, which holds the model's own exception.
+            TritonTimeout: with the state that the index shows.
+        """
+        call = self._grpc.load_model(
+            name, headers=self._headers, config=config_json, client_timeout=timeout
+        )
+        try:
+            await _guard(call, timeout)
+        except TritonTimeout:
+            await self._judge_late_load(name, timeout)
+
+    async def _judge_late_load(self, name: str, timeout: float) -> None:
+        # The call's time is over, the load's is not (server#4583, #6711): the index knows.
+        entries = [entry for entry in await self.index() if entry.name == name and entry.state]
+        if any(entry.state == "LOADING" for entry in entries) or not entries:
+            state = entries[0].state if entries else "not in the repository index"
+            raise TritonTimeout(f"{name} was not loaded within {timeout:g} s (state: {state})")
+        for entry in entries:
+            if entry.state == "READY":
+                return
+        raise ModelFailed(f"{name} was not loaded: {entries[0].reason or entries[0].state}")
+
+    async def unload(self, name: str, *, timeout: float) -> None:
+        """Unload all versions of a model; return when the index says that they are gone.
+
+        A request that runs is finished first and its process ends about a second later, so the
+        memory comes back later than this returns (server#4844). Unloading an unknown or unloaded
+        model is no error.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        call = self._grpc.unload_model(name, headers=self._headers, client_timeout=timeout)
+        try:
+            await _guard(call, timeout)
+        except ModelUnknown:
+            return
+        while not await self._is_unloaded(name):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise TritonTimeout(f"{name} was not unloaded within {timeout:g} s")
+            await asyncio.sleep(_POLL)
+
+    async def _is_unloaded(self, name: str) -> bool:
+        return all(
+            entry.state in ("UNAVAILABLE", "") for entry in await self.index() if entry.name == name
+        )
+
+    async def infer(
+        self,
+        name: str,
+        version: int,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        *,
+        timeout: float,
+        priority: int = 0,
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> dict[str, Array]:
+        """Run one request (KServe v2 ModelInfer).
+
+        Args:
+            inputs: arrays with the batch dimension; BYTES as object arrays of bytes.
+            outputs: the outputs wanted, by name.
+            timeout: seconds, for waiting in the queue and computing together.
+            priority: Triton's level, 1 is first; 0 takes the model's default.
+            parameters: the model's own, str, bool, int or float.
+
+        Raises:
+            ModelUnknown: that version is not loaded.
+            RequestRejected: shapes, types or names do not fit the model.
+            ModelFailed: the model raised, or its process is dead.
+        """
+        call = self._grpc.infer(
+            name,
+            [_tensor(key, array) for key, array in inputs.items()],
+            str(version),
+            outputs=[InferRequestedOutput(output) for output in outputs],
+            request_id=request_id,
+            priority=priority,
+            timeout=max(1, int(timeout * 1_000_000)),
+            client_timeout=timeout,
+            parameters=dict(parameters) if parameters else None,
+        )
+        result = await _guard(call, timeout)
+        return {output: _array(result, output) for output in outputs}
+
+    async def statistics(self, name: str, version: int) -> dict[str, Any]:
+        """Triton's statistics of one loaded version (`ModelStatistics`, snake_case keys).
+
+        64-bit numbers are strings, as protobuf's JSON form has them.
+        """
+        call = self._grpc.get_inference_statistics(
+            name, str(version), as_json=True, client_timeout=CONTROL_TIMEOUT
+        )
+        answer = await _guard(call, CONTROL_TIMEOUT)
+        stats = answer.get("model_stats", [])
+        if not stats:
+            raise ModelUnknown(f"Triton has no statistics of {name} version {version}")
+        return dict(stats[0])
+
+    async def metadata(self) -> dict[str, Any]:
+        """The server's name, version and extensions."""
+        call = self._grpc.get_server_metadata(as_json=True, client_timeout=CONTROL_TIMEOUT)
+        return dict(await _guard(call, CONTROL_TIMEOUT))
+
+
+async def _guard(call: Awaitable[T], timeout: float) -> T:
+    # gRPC keeps the deadline itself; the second one is for a channel that is stuck before sending.
+    try:
+        return await asyncio.wait_for(call, timeout + 1.0)
+    except InferenceServerException as error:
+        raise failure_of(error.status(), error.message()) from None
+    except (asyncio.TimeoutError, TimeoutError):
+        raise TritonTimeout(f"no answer within {timeout:g} s") from None
+    except grpc.aio.UsageError as error:  # the channel was closed meanwhile
+        raise TritonUnavailable(str(error)) from None
+
+
+def _tensor(name: str, array: Array) -> InferInput:
+    datatype = "BYTES" if array.dtype == np.object_ else np_to_triton_dtype(array.dtype)
+    tensor = InferInput(name, list(array.shape), datatype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _array(result: Any, name: str) -> Array:
+    array = result.as_numpy(name)
+    if array is None:
+        raise ModelFailed(f"the answer has no output {name!r}")
+    return np.asarray(array)

@@ -1,0 +1,333 @@
+"""The embedded Triton server: a child process, started, watched, restarted and swept up after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import structlog
+
+from controlplane.errors import StartupError
+from controlplane.triton import processes
+from controlplane.triton.client import TritonClient
+from controlplane.triton.installation import (
+    Host,
+    assemble_backends,
+    find_installation,
+    server_environment,
+)
+from controlplane.triton.server import Callback, Endpoints, ServerState
+from controlplane.triton.server_log import LogPipe
+
+_log = structlog.get_logger(__name__)
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+_HEADER = "modelmora-control"
+# Everything that changes the server or reads and writes memory; health, metadata, configuration,
+# statistics and inference stay open.
+_RESTRICTED = "model-repository,shared-memory,logging,trace"
+_HOST = "127.0.0.1"
+_PORT_ATTEMPTS = 5
+FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds before a restart, doubling
+STABLE_AFTER = 60.0  # a server that ran so long starts again with the first backoff
+ORPHAN_GRACE = 5.0
+
+
+class EmbeddedTriton:
+    """Runs the wheel's `tritonserver` on free loopback ports; implements `TritonServer`.
+
+    One instance per `state_dir` at a time (the caller holds a lock on it): `start` ends any
+    other server that was started with the same one.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        state_dir: Path,
+        *,
+        python_path: Path | None = None,
+        start_timeout: float = 30.0,
+        stop_timeout: float = 10.0,
+        host: Host | None = None,
+    ) -> None:
+        """
+        Args:
+            model_repository: Triton's repository; created where missing.
+            state_dir: for the backend folder, the pid file and the instance's name.
+            python_path: folder that holds the `backends` package; default: ours.
+            start_timeout: seconds until the server must answer.
+            stop_timeout: seconds for a graceful stop before it is killed.
+            host: the machine's facts; default: this machine's.
+        """
+        self._repository = model_repository.absolute()
+        self._state_dir = state_dir.absolute()
+        self._python_path = python_path or Path(__file__).resolve().parents[2]
+        self._start_timeout = start_timeout
+        self._stop_timeout = stop_timeout
+        self._host = host
+        self._state: ServerState = "stopped"
+        self._process: asyncio.subprocess.Process | None = None
+        self._pipe: LogPipe | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._ports: tuple[int, int, int] | None = None
+        self._secret = ""
+        self._prefix = ""
+        self.on_lost: list[Callback] = []
+        self.on_restored: list[Callback] = []
+
+    @property
+    def state(self) -> ServerState:
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        running = self._process is not None and self._process.returncode is None
+        return self._process.pid if self._process is not None and running else None
+
+    @property
+    def shared_memory_prefix(self) -> str:
+        """What the names of the instance's files in /dev/shm begin with; empty before `start`."""
+        return self._prefix
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Valid after `start`; the ports change only when others took them during a restart."""
+        if self._ports is None:
+            raise StartupError("The embedded Triton server was not started.")
+        http, grpc, metrics = self._ports
+        return Endpoints(
+            grpc_url=f"{_HOST}:{grpc}",
+            http_url=f"http://{_HOST}:{http}",
+            metrics_url=f"http://{_HOST}:{metrics}/metrics",
+            grpc_metadata=((f"triton-grpc-protocol-{_HEADER}", self._secret),),
+            http_headers={_HEADER: self._secret},
+        )
+
+    async def start(self) -> None:
+        """End leftovers of an earlier life, start the server and return when it answers.
+
+        Raises:
+            StartupError: the machine cannot run it, or it does not start; with the way out.
+        """
+        if self._watch is not None:
+            return
+        self._state = "starting"
+        self._secret = secrets.token_urlsafe(32)
+        try:
+            await self._prepare()
+            await self._launch()
+        except BaseException:
+            await self._tear_down()
+            self._state = "stopped"
+            raise
+        self._state = "ready"
+        self._watch = asyncio.create_task(self._supervise(), name="triton-supervisor")
+
+    async def stop(self) -> None:
+        """Stop the server; leaves no process and no shared memory behind."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        await self._tear_down()
+        self._state = "stopped"
+
+    def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:
+        """Processes that run that model version."""
+        if self.pid is None:
+            return []
+        found = processes.stubs_of(self.pid, triton_name, triton_version)
+        return [stub.pid for stub in found]
+
+    def kill_stubs(self, triton_name: str, triton_version: int) -> int:
+        """Kill that version's processes; a load that hangs in one of them fails within seconds."""
+        if self.pid is None:
+            return 0
+        return processes.kill_all(processes.stubs_of(self.pid, triton_name, triton_version))
+
+    def kill(self) -> None:
+        """Kill a server that is beyond help; it comes back through the restart."""
+        if self._process is not None and self.pid is not None:
+            self._process.kill()
+
+    # -- one life of the process -----------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        self._installation = find_installation(self._host)
+        try:
+            self._repository.mkdir(parents=True, exist_ok=True)
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+            assemble_backends(self._installation, self._state_dir / "backends")
+            self._prefix = processes.instance_prefix(self._state_dir)
+        except OSError as error:
+            raise StartupError(
+                f"{error.filename or self._state_dir} cannot be written: {error.strerror}. "
+                "Choose another folder with MODELMORA_DATA_DIR and MODELMORA_MODEL_REPOSITORY."
+            ) from error
+        orphans = await processes.end_marked(self._prefix, grace=ORPHAN_GRACE)
+        if orphans:
+            _log.warning("ended leftovers of an earlier server", processes=orphans)
+        processes.sweep_shared_memory(self._prefix)
+
+    async def _launch(self) -> None:
+        for attempt in range(1, _PORT_ATTEMPTS + 1):
+            ports = self._ports or _free_ports()
+            self._ports = ports
+            await self._spawn(ports)
+            if await self._answers():
+                return
+            last_words = list(self._pipe.recent)[-5:] if self._pipe else []
+            await self._tear_down()
+            taken = any("in use" in line.lower() for line in last_words)
+            if not taken or attempt == _PORT_ATTEMPTS:
+                raise StartupError("Triton did not start: " + " | ".join(last_words))
+            self._ports = None  # taken by somebody else since we looked
+
+    async def _spawn(self, ports: tuple[int, int, int]) -> None:
+        self._pipe = LogPipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                str(_LAUNCHER),
+                str(os.getpid()),
+                *self._command(ports),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=self._pipe.write_fd,
+                stderr=self._pipe.write_fd,
+                cwd=self._state_dir,
+                env=server_environment(self._installation, python_path=self._python_path),
+                # A Ctrl-C in the terminal is for the control plane, which then stops the server.
+                start_new_session=True,
+            )
+        finally:
+            self._pipe.close_write_end()
+        self._pid_file.write_text(json.dumps({"pid": self._process.pid, "marker": self._prefix}))
+
+    def _command(self, ports: tuple[int, int, int]) -> list[str]:
+        http, grpc, metrics = ports
+        # Visible in the process list, as Triton takes it no other way: it keeps out clients of
+        # the inference ports, not other users of this machine who may read our processes.
+        restricted = f"{_RESTRICTED}:{_HEADER}={self._secret}"
+        return [
+            str(self._installation.server),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._state_dir / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            "--model-control-mode=explicit",
+            "--strict-readiness=false",
+            # Our configurations are complete; completing them would start each model twice.
+            "--disable-auto-complete-config",
+            f"--http-address={_HOST}",
+            f"--http-port={http}",
+            f"--grpc-address={_HOST}",
+            f"--grpc-port={grpc}",
+            f"--metrics-port={metrics}",
+            f"--http-restricted-api={restricted}",
+            f"--grpc-restricted-protocol={restricted}",
+            f"--exit-timeout-secs={max(1, int(self._stop_timeout) - 2)}",
+        ]
+
+    async def _answers(self) -> bool:
+        """True when the server is live, False when it ended or the time is over."""
+        deadline = asyncio.get_running_loop().time() + self._start_timeout
+        client = TritonClient(self.endpoints)
+        try:
+            while self.pid is not None and asyncio.get_running_loop().time() < deadline:
+                if await client.live(timeout=1.0):
+                    return self.pid is not None
+                await asyncio.sleep(0.05)
+        finally:
+            await client.close()
+        return False
+
+    async def _tear_down(self) -> None:
+        if self._process is not None:
+            await self._end_process(self._process)
+            self._process = None
+        if self._prefix:
+            # Stubs can outlive a server that was killed, with their memory.
+            processes.kill_all(left := processes.find_marked(self._prefix))
+            await processes.wait_gone(left, 5.0)
+            processes.sweep_shared_memory(self._prefix)
+            self._pid_file.unlink(missing_ok=True)
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
+
+    async def _end_process(self, process: asyncio.subprocess.Process) -> None:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(process.wait(), self._stop_timeout)
+            except (asyncio.TimeoutError, TimeoutError):
+                _log.warning("Triton did not stop in time and is killed", pid=process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        await process.wait()
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._state_dir / "triton.pid"
+
+    # -- supervision -----------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = FIRST_BACKOFF
+        while True:
+            started = loop.time()
+            assert self._process is not None
+            code = await self._process.wait()
+            if loop.time() - started >= STABLE_AFTER:
+                backoff = FIRST_BACKOFF
+            self._state = "lost"
+            _log.error("Triton died", exit_code=code, restart_in_s=backoff)
+            _call_all(self.on_lost)
+            await self._tear_down()
+            backoff = await self._restart(backoff)
+            self._state = "ready"
+            _log.info("Triton is back", pid=self.pid)
+            _call_all(self.on_restored)
+
+    async def _restart(self, backoff: float) -> float:
+        """Try until the server answers; returns the backoff for its next death."""
+        while True:
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, MAX_BACKOFF)
+            self._state = "starting"
+            try:
+                await self._launch()
+            except (StartupError, OSError) as error:
+                self._state = "lost"
+                _log.error("Triton did not come back", error=str(error), retry_in_s=backoff)
+            else:
+                return backoff
+
+
+def _call_all(callbacks: list[Callback]) -> None:
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - a listener's failure must not end the supervision
+            _log.exception("a listener of the Triton server failed")
+
+
+def _free_ports() -> tuple[int, int, int]:
+    with contextlib.ExitStack() as stack:
+        # All three open at once, or the kernel may give the same one twice.
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.bind((_HOST, 0))
+        http, grpc, metrics = (each.getsockname()[1] for each in sockets)
+    return http, grpc, metrics

@@ -1,0 +1,75 @@
+"""What the rest of the control plane knows of a Triton server, embedded or external."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+ServerState = Literal["stopped", "starting", "ready", "lost"]
+Callback = Callable[[], None]
+
+
+class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a Triton server listens and what opens its restricted APIs.
+
+    Attributes:
+        grpc_url: `host:port`, without a scheme.
+        http_url: `http://host:port`.
+        metrics_url: address of the Prometheus page, None where the server has none.
+        grpc_metadata, http_headers: the secret of the restricted APIs, sent with every control
+            call; empty for an external Triton without one. Never to be logged or handed on.
+    """
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str | None = None
+    grpc_metadata: tuple[tuple[str, str], ...] = ()
+    http_headers: dict[str, str] = {}
+
+    def __repr__(self) -> str:  # logs and tracebacks must not carry the secret
+        return f"Endpoints(grpc_url={self.grpc_url!r}, http_url={self.http_url!r})"
+
+
+class TritonServer(Protocol):
+    """A Triton server that is being watched. Callbacks run on the event loop that called `start`.
+
+    Attributes:
+        on_lost: called when the server died or stopped answering; its models are gone.
+        on_restored: called when it answers again; `endpoints` may have changed by then.
+    """
+
+    on_lost: list[Callback]
+    on_restored: list[Callback]
+
+    @property
+    def endpoints(self) -> Endpoints: ...
+
+    @property
+    def state(self) -> ServerState: ...
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None while it is down or runs elsewhere."""
+        ...
+
+    async def start(self) -> None:
+        """Return when the server answers.
+
+        Raises:
+            StartupError: saying what to do.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Return when nothing of it is left; harmless when it was never started."""
+        ...
+
+    def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:
+        """Processes that run that model version; empty where they cannot be seen."""
+        ...
+
+    def kill_stubs(self, triton_name: str, triton_version: int) -> int:
+        """Kill that version's processes and say how many: the cure for a load that hangs."""
+        ...
