@@ -19,14 +19,18 @@ _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _SEMVER = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-([0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?")
 # Git's own rule for branch and tag names is wider; this keeps what a path or URL can carry.
 _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+# Neither control characters nor halves of surrogate pairs: SQLite would cut or refuse them.
+_TEXT = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*")
 
 SHORT = 255
 MEDIUM = 1000
 TEXT = 100_000
+# One below SHORT: the Triton name is one character longer and is a folder's name, at most 255 bytes.
+_ID_LENGTH = SHORT - 1
 
 
 class ModelId(msgspec.Struct, frozen=True, order=True):
-    """`{organization}/{repository}`, case-sensitive, at most 255 characters."""
+    """`{organization}/{repository}`, case-sensitive, at most 254 characters."""
 
     organization: str
     repository: str
@@ -50,8 +54,8 @@ class ModelId(msgspec.Struct, frozen=True, order=True):
         if len(parts) != 2:
             why = "it has no organization" if len(parts) == 1 else "it has more than one slash"
             raise InvalidModelId(text, why)
-        if len(text) > SHORT:
-            raise InvalidModelId(text, f"it is longer than {SHORT} characters")
+        if len(text) > _ID_LENGTH:
+            raise InvalidModelId(text, f"it is longer than {_ID_LENGTH} characters")
         for part in parts:
             if not _PART.fullmatch(part):
                 raise InvalidModelId(
@@ -125,13 +129,13 @@ class VersionStatus(str, Enum):
         return self.value
 
 
-# A ready version that is installed again keeps serving until the new bytes are in place, hence
-# ready -> downloading is not a move: reinstalling checks and changes nothing.
+# A ready version that is installed again stays as it is, hence ready -> downloading is not a move.
+# ready -> failed is for one whose artefact is gone from the model repository.
 STATUS_MOVES: dict[VersionStatus, frozenset[VersionStatus]] = {
     VersionStatus.REGISTERED: frozenset({VersionStatus.DOWNLOADING}),
     VersionStatus.DOWNLOADING: frozenset({VersionStatus.EXPORTING, VersionStatus.FAILED}),
     VersionStatus.EXPORTING: frozenset({VersionStatus.READY, VersionStatus.FAILED}),
-    VersionStatus.READY: frozenset(),
+    VersionStatus.READY: frozenset({VersionStatus.FAILED}),
     VersionStatus.FAILED: frozenset({VersionStatus.DOWNLOADING}),
 }
 INSTALLING = frozenset({VersionStatus.DOWNLOADING, VersionStatus.EXPORTING})
@@ -369,6 +373,7 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
         description=(new.description, MEDIUM), created_by=(new.created_by, SHORT)
     )
     errors |= _length_errors(framework_version=(new.framework_version, 50))
+    errors |= _source_errors(new.source_url)
     if new.framework not in FRAMEWORKS:
         errors["framework"] = [f"must be one of {', '.join(FRAMEWORKS)}"]
     elif new.framework != "pytorch":
@@ -441,9 +446,28 @@ def _version_errors(text: str) -> dict[str, list[str]]:
     return {}
 
 
+def _source_errors(source_url: str | None) -> dict[str, list[str]]:
+    """A directory of the server's machine; a relative path would depend on where it was started."""
+    if source_url is None:
+        return {}
+    is_local = source_url.startswith(("/", "file:///", "file://localhost/"))
+    if not is_local or len(source_url) > MEDIUM or "\0" in source_url:
+        return {
+            "source_url": [
+                "must be a directory's absolute path or file:// URL on the server's machine; "
+                "leave it out for the HuggingFace hub"
+            ]
+        }
+    return {}
+
+
 def _length_errors(**fields: tuple[str | None, int]) -> dict[str, list[str]]:
     errors = {}
     for name, (value, limit) in fields.items():
-        if value is not None and not (value.strip() and len(value) <= limit):
+        if value is None:
+            continue
+        if not (value.strip() and len(value) <= limit):
             errors[name] = [f"must be 1 to {limit} characters and not blank"]
+        elif not _TEXT.fullmatch(value):
+            errors[name] = ["must not contain control characters other than line breaks and tabs"]
     return errors

@@ -1,0 +1,144 @@
+"""Rows of the registry's tables and back: the only place that knows the columns."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from controlplane.db import from_text, to_text
+from controlplane.registry.model import (
+    Model,
+    ModelVersion,
+    ResourceRequirements,
+    TaskType,
+    VersionStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlite_utils import Database
+
+    Row = Mapping[str, Any]
+
+
+def query(db: Database, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+    """All rows of a query, as maps of column to value."""
+    return list(db.query(sql, list(params)))
+
+
+def insert(db: Database, table: str, values: Mapping[str, Any]) -> None:
+    """Insert one row; values are converted as `cell` does."""
+    names = ", ".join(values)
+    marks = ", ".join("?" for _ in values)
+    db.execute(
+        f"INSERT INTO {table} ({names}) VALUES ({marks})", [cell(v) for v in values.values()]
+    )
+
+
+def update(
+    db: Database, table: str, row_id: str, expected: int, now: datetime, values: Mapping[str, Any]
+) -> bool:
+    """Change one row if nobody else did: the optimistic lock of domain §1.1.
+
+    Sets `updated_at` and raises `version_number` by one.
+
+    Returns:
+        False when the row has another version number than `expected`, or is gone.
+    """
+    names = "".join(f"{name} = ?, " for name in values)
+    cursor = db.execute(
+        f"UPDATE {table} SET {names}updated_at = ?, version_number = version_number + 1"
+        " WHERE id = ? AND version_number = ?",
+        [*(cell(v) for v in values.values()), to_text(now), row_id, expected],
+    )
+    return bool(cursor.rowcount)
+
+
+def cell(value: Any) -> Any:
+    """A value as SQLite keeps it: structs and maps as JSON text, times as ISO 8601."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, msgspec.Struct):
+        return msgspec.json.encode(value).decode()
+    if hasattr(value, "astimezone"):
+        return to_text(value)
+    if isinstance(value, TaskType | VersionStatus):
+        return value.value
+    return int(value) if isinstance(value, bool) else value
+
+
+def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
+    """A model of its row and its versions, in the order of their registration."""
+    return Model(
+        id=row["id"],
+        catalog_id=row["catalog_id"],
+        model_id=row["model_id"],
+        task_type=TaskType(row["task_type"]),
+        current_version=row["current_version"],
+        versions=tuple(versions),
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        version=row["version_number"],
+        display_name=row["display_name"],
+        description=row["description"],
+        source_url=row["source_url"],
+        config=json.loads(row["config"]),
+        custom_params=json.loads(row["custom_params"]),
+    )
+
+
+# Columns of model_version whose values are the fields' own.
+_PLAIN = (
+    "id",
+    "version",
+    "triton_version",
+    "version_number",
+    "revision",
+    "checksum",
+    "artifact_uri",
+    "framework",
+    "framework_version",
+    "backend",
+    "engine",
+    "measured_memory_mb",
+    "artefact_bytes",
+    "artefact_checksum",
+    "error_message",
+    "created_by",
+)
+
+
+def version_from(row: Row, model_id: str) -> ModelVersion:
+    """A version of its row; `model_id` is the text form, which is in the model's row."""
+    requirements = row["resource_requirements"]
+    return ModelVersion(
+        **{name: row[name] for name in _PLAIN},
+        model_id=model_id,
+        status=VersionStatus(row["status"]),
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        resource_requirements=requirements
+        and msgspec.json.decode(requirements, type=ResourceRequirements),
+        requirements_declared=bool(row["requirements_declared"]),
+        artefact=json.loads(row["artefact"]) if row["artefact"] else None,
+        metadata=json.loads(row["metadata"]),
+    )
+
+
+def read_models(db: Database, rows: Sequence[Row]) -> tuple[Model, ...]:
+    """The models of these rows of table `model`, with all their versions (one query)."""
+    by_model: dict[str, list[ModelVersion]] = {row["id"]: [] for row in rows}
+    text_id = {row["id"]: row["model_id"] for row in rows}
+    marks = ", ".join("?" for _ in rows)
+    versions = query(
+        db,
+        f"SELECT * FROM model_version WHERE model_id IN ({marks}) ORDER BY triton_version",
+        list(by_model),
+    )
+    for row in versions:
+        by_model[row["model_id"]].append(version_from(row, text_id[row["model_id"]]))
+    return tuple(model_from(row, by_model[row["id"]]) for row in rows)

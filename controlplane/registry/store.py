@@ -1,0 +1,280 @@
+"""The catalog's store: every change of a model or version, with its events, in one transaction.
+
+All calls happen on one thread (the event loop's) and are short. A change reads, checks the rules,
+writes under the optimistic lock and appends its events inside one transaction; listeners hear of
+it after the commit.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+
+from controlplane.errors import (
+    ConcurrentModification,
+    CurrentVersionProtected,
+    ModelAlreadyExists,
+    VersionAlreadyExists,
+)
+from controlplane.events import (
+    ModelRegistered,
+    ModelUnregistered,
+    ModelUpdated,
+    ModelVersionAdded,
+    ModelVersionChanged,
+    ModelVersionRemoved,
+    utc_now,
+)
+from controlplane.registry import catalog
+from controlplane.registry.catalog import Page, pick
+from controlplane.registry.model import (
+    Model,
+    ModelChange,
+    ModelVersion,
+    NewModel,
+    Servable,
+    check_change,
+    check_new_model,
+)
+from controlplane.registry.retired import retire
+from controlplane.registry.rows import insert, query
+from controlplane.registry.versions import VersionStore
+
+__all__ = ["ModelStore", "Page"]
+
+# Names come from requests, in whatever spelling: the cache must not grow with them.
+_CACHE_LIMIT = 10_000
+
+
+class ModelStore(VersionStore):
+    """Registered models and their versions."""
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def get(self, model_id: str) -> Model:
+        """The model of that name: model id, URL-encoded, or Triton name.
+
+        Raises:
+            InvalidModelId, ModelNotFound.
+        """
+        return catalog.find(self._db, model_id)
+
+    def list(
+        self,
+        *,
+        task_type: str | None = None,
+        status: str | None = None,
+        search_text: str | None = None,
+        page: int = 1,
+        page_size: int = 20,
+    ) -> Page:
+        """A page of models, by model id; see `catalog.search` for filters and errors."""
+        return catalog.search(
+            self._db,
+            task_type=task_type,
+            status=status,
+            search_text=search_text,
+            page=page,
+            page_size=page_size,
+        )
+
+    def servable(self, name: str, version: str | None = None) -> Servable:
+        """What it takes to serve a version; no SQL when asked before and unchanged since.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound: there is no such model or version.
+            ModelNotReady: it is not installed.
+        """
+        known = self._servables.get((name, version))
+        if known is not None:
+            return known
+        model = self.get(name)
+        found = catalog.servable(model, pick(model, version))
+        if len(self._servables) >= _CACHE_LIMIT:
+            self._servables.clear()
+        self._servables[name, version] = found
+        return found
+
+    # -- models ------------------------------------------------------------------------------
+
+    def register(self, new: NewModel) -> Model:
+        """Add a model with its first version; nothing is downloaded.
+
+        Raises:
+            InvalidModelId, InvalidTaskType, ValidationFailed: the registration breaks a rule.
+            ModelAlreadyExists.
+        """
+        model_id, task_type = check_new_model(new)
+        with self._change() as events:
+            if query(self._db, "SELECT 1 FROM model WHERE model_id = ?", [str(model_id)]):
+                raise ModelAlreadyExists(str(model_id))
+            now, catalog_id = utc_now(), self._touch_catalog()
+            row_id = str(uuid.uuid4())
+            insert(
+                self._db,
+                "model",
+                {
+                    "id": row_id,
+                    "catalog_id": catalog_id,
+                    "model_id": str(model_id),
+                    "task_type": task_type,
+                    "current_version": new.version,
+                    "display_name": new.display_name,
+                    "description": new.description,
+                    "source_url": new.source_url,
+                    "config": new.config,
+                    "custom_params": new.custom_params,
+                    "created_at": now,
+                    "updated_at": now,
+                },
+            )
+            self._insert_version(
+                row_id,
+                str(model_id),
+                new.version,
+                framework=new.framework,
+                framework_version=new.framework_version,
+                metadata=new.metadata,
+                created_by=new.created_by,
+                resource_requirements=new.resource_requirements,
+            )
+            told: dict[str, Any] = {
+                "aggregate_id": catalog_id,
+                "model_id": str(model_id),
+                "version": new.version,
+            }
+            events += [
+                ModelRegistered(task_type=task_type.value, **told),
+                ModelVersionAdded(**told),
+            ]
+        return self.get(str(model_id))
+
+    def update(
+        self, model_id: str, change: ModelChange, *, expected_version: int | None = None
+    ) -> Model:
+        """Change descriptive fields; resource requirements are those of the current version.
+
+        Raises:
+            InvalidModelId, ModelNotFound, ValidationFailed.
+            ConcurrentModification: the model is no longer at `expected_version`.
+        """
+        check_change(change)
+        with self._change() as events:
+            model = self.get(model_id)
+            if expected_version is not None and expected_version != model.version:
+                raise ConcurrentModification(f"Model {model.model_id!r}", expected_version)
+            values = {
+                name: value
+                for name in change.__struct_fields__
+                if (value := getattr(change, name)) is not msgspec.UNSET
+            }
+            if not values:
+                return model
+            requirements = values.get("resource_requirements")
+            fields = sorted(values)
+            if requirements is not None:
+                self._write_version(
+                    model.current, resource_requirements=requirements, requirements_declared=True
+                )
+            values.pop("resource_requirements", None)
+            self._write_model(model, **values)
+            events.append(
+                ModelUpdated(aggregate_id=model.catalog_id, model_id=model.model_id, fields=fields)
+            )
+        return self.get(model_id)
+
+    def delete(self, model_id: str) -> Model:
+        """Remove a model with its versions; their names and numbers are retired.
+
+        Returns:
+            What was deleted.
+
+        Raises:
+            InvalidModelId, ModelNotFound.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            now = utc_now()
+            for version in model.versions:
+                retire(self._db, version, now)
+            self._db.execute("DELETE FROM model WHERE id = ?", [model.id])
+            self._touch_catalog()
+            events.append(ModelUnregistered(aggregate_id=model.catalog_id, model_id=model.model_id))
+        return model
+
+    # -- versions ----------------------------------------------------------------------------
+
+    def add_version(self, model_id: str, version: str, **fields: Any) -> ModelVersion:
+        """Register a further version; nothing is downloaded.
+
+        Args:
+            fields: any of framework, framework_version, metadata, created_by,
+                resource_requirements.
+
+        Raises:
+            InvalidModelId, ModelNotFound, ValidationFailed, VersionAlreadyExists.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            check_new_model(
+                NewModel(
+                    model_id=model.model_id, task_type=model.task_type, version=version, **fields
+                )
+            )
+            if any(known.version == version for known in model.versions):
+                raise VersionAlreadyExists(model.model_id, version)
+            self._insert_version(model.id, model.model_id, version, **fields)
+            self._write_model(model)
+            self._touch_catalog()
+            events.append(
+                ModelVersionAdded(
+                    aggregate_id=model.catalog_id, model_id=model.model_id, version=version
+                )
+            )
+        return self.version(model.model_id, version)
+
+    def set_current(self, model_id: str, version: str) -> Model:
+        """Serve this version by default from now on; a no-op when it is so already.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            chosen = pick(model, version).version
+            if chosen == model.current_version:
+                return model
+            self._write_model(model, current_version=chosen)
+            events.append(
+                ModelVersionChanged(
+                    aggregate_id=model.catalog_id,
+                    model_id=model.model_id,
+                    previous_version=model.current_version,
+                    version=chosen,
+                )
+            )
+        return self.get(model_id)
+
+    def remove_version(self, model_id: str, version: str) -> ModelVersion:
+        """Remove a version that is not the current one; its name and number are retired.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound, CurrentVersionProtected.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            gone = pick(model, version)
+            if gone.version == model.current_version:
+                raise CurrentVersionProtected(model.model_id, gone.version)
+            retire(self._db, gone, utc_now())
+            self._db.execute("DELETE FROM model_version WHERE id = ?", [gone.id])
+            self._write_model(model)
+            self._touch_catalog()
+            events.append(
+                ModelVersionRemoved(
+                    aggregate_id=model.catalog_id, model_id=model.model_id, version=gone.version
+                )
+            )
+        return gone

@@ -1,0 +1,243 @@
+"""What installing does to a version's row: status, pin, artefact, measured memory."""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from controlplane.db import append_event, transaction
+from controlplane.errors import ChecksumMismatch, ConcurrentModification, InvalidStateTransition
+from controlplane.events import (
+    DomainEvent,
+    EventBus,
+    ModelUpdated,
+    ModelVersionPinned,
+    ModelVersionStatusChanged,
+    utc_now,
+)
+from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
+from controlplane.registry import catalog
+from controlplane.registry.model import (
+    INSTALLING,
+    STATUS_MOVES,
+    Model,
+    ModelVersion,
+    ResourceRequirements,
+    Servable,
+    VersionStatus,
+    check_checksum,
+)
+from controlplane.registry.retired import check_reuse, next_triton_version
+from controlplane.registry.rows import insert, query, update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlite_utils import Database
+
+INTERRUPTED = "The installation was interrupted by a restart of the server; install again."
+_MB = 1024 * 1024
+
+
+class VersionStore:
+    """The part of `ModelStore` that is about single versions, and the writes both parts share."""
+
+    def __init__(self, db: Database, bus: EventBus) -> None:
+        self._db = db
+        self._bus = bus
+        self._servables: dict[tuple[str, str | None], Servable] = {}
+
+    def version(self, model_id: str, version: str | None = None) -> ModelVersion:
+        """One version, by its string or Triton number; None means the current one.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+        """
+        return catalog.pick(catalog.find(self._db, model_id), version)
+
+    def every_version(self) -> tuple[ModelVersion, ...]:
+        """All versions of all models, by model id."""
+        return catalog.every_version(self._db)
+
+    def set_status(
+        self,
+        model_id: str,
+        version: str,
+        status: VersionStatus | str,
+        error_message: str | None = None,
+    ) -> ModelVersion:
+        """Move a version along `STATUS_MOVES`; the error message stays until the next move.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            InvalidStateTransition: that is no move from where it is.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            events.append(self._move(known, VersionStatus(status), error_message=error_message))
+        return self.version(known.model_id, known.version)
+
+    def pin(
+        self, model_id: str, version: str, *, revision: str | None, checksum: str, artifact_uri: str
+    ) -> ModelVersion:
+        """Fix which bytes the version stands for; the same values again change nothing.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound, InvalidChecksum.
+            ChecksumMismatch: it is pinned to other bytes.
+            VersionAlreadyExists: its name was deleted and stood for other bytes.
+        """
+        check_checksum(checksum)
+        with self._change() as events:
+            known = self.version(model_id, version)
+            if known.checksum is not None:
+                if known.checksum != checksum:
+                    what = f"The source of {known.model_id} version {known.version}"
+                    raise ChecksumMismatch(what, known.checksum, checksum)
+                return known
+            check_reuse(self._db, known, checksum)
+            self._write_version(
+                known, revision=revision, checksum=checksum, artifact_uri=artifact_uri
+            )
+            events.append(
+                ModelVersionPinned(
+                    aggregate_id=DEFAULT_CATALOG_ID,
+                    model_id=known.model_id,
+                    version=known.version,
+                    checksum=checksum,
+                    revision=revision,
+                )
+            )
+        return self.version(known.model_id, known.version)
+
+    def mark_ready(
+        self,
+        model_id: str,
+        version: str,
+        *,
+        manifest: dict[str, Any],
+        artefact_bytes: int,
+        artefact_checksum: str,
+    ) -> ModelVersion:
+        """Record the published artefact and make the version servable.
+
+        Args:
+            manifest: the converter's manifest.
+            artefact_bytes: size of the artefact's files together.
+            artefact_checksum: `sha256:…` of the artefact.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound, InvalidStateTransition.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            declared = known.resource_requirements if known.requirements_declared else None
+            framework_version = manifest.get("converter", {}).get("torch", known.framework_version)
+            events.append(
+                self._move(
+                    known,
+                    VersionStatus.READY,
+                    backend=manifest["backend"],
+                    engine=manifest["engine"],
+                    framework_version=framework_version,
+                    artefact=manifest,
+                    artefact_bytes=artefact_bytes,
+                    artefact_checksum=artefact_checksum,
+                    resource_requirements=declared or ResourceRequirements.estimate(artefact_bytes),
+                )
+            )
+        return self.version(known.model_id, known.version)
+
+    def record_memory(self, version_id: str, measured_mb: float) -> None:
+        """Keep what a loaded version really takes (PSS, MB); a version that is gone is ignored."""
+        with self._change() as events:
+            known = next((v for v in self.every_version() if v.id == version_id), None)
+            if known is None:
+                return
+            self._write_version(known, measured_memory_mb=measured_mb)
+            events.append(
+                ModelUpdated(
+                    aggregate_id=DEFAULT_CATALOG_ID,
+                    model_id=known.model_id,
+                    fields=["measured_memory_mb"],
+                )
+            )
+
+    def recover_interrupted(self) -> list[str]:
+        """At start, before anything installs: no installation is running, so none may say so.
+
+        Returns:
+            The model ids whose installation had been interrupted; those versions are now failed.
+        """
+        with self._change() as events:
+            stuck = [v for v in self.every_version() if v.status in INSTALLING]
+            for version in stuck:
+                events.append(self._move(version, VersionStatus.FAILED, error_message=INTERRUPTED))
+        return [version.model_id for version in stuck]
+
+    # -- writes ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _change(self) -> Iterator[list[DomainEvent]]:
+        """One change: the rows and the events written inside the block, or none of them."""
+        events: list[DomainEvent] = []
+        with transaction(self._db):
+            yield events
+            for event in events:
+                append_event(self._db, event)
+        # before listeners run: one that asks for the servable must not get the old one
+        self._servables.clear()
+        for event in events:
+            self._bus.publish(event)
+
+    def _move(self, version: ModelVersion, target: VersionStatus, **values: Any) -> DomainEvent:
+        if target not in STATUS_MOVES[version.status]:
+            raise InvalidStateTransition(version.model_id, version.status.value, target.value)
+        values.setdefault("error_message", None)
+        self._write_version(version, status=target, **values)
+        return ModelVersionStatusChanged(
+            aggregate_id=DEFAULT_CATALOG_ID,
+            model_id=version.model_id,
+            version=version.version,
+            previous_status=version.status.value,
+            status=target.value,
+            error_message=values["error_message"],
+        )
+
+    def _write_version(self, version: ModelVersion, **values: Any) -> None:
+        now = utc_now()
+        if not update(self._db, "model_version", version.id, version.version_number, now, values):
+            what = f"Version {version.version!r} of model {version.model_id!r}"
+            raise ConcurrentModification(what, version.version_number)
+
+    def _write_model(self, model: Model, **values: Any) -> None:
+        if not update(self._db, "model", model.id, model.version, utc_now(), values):
+            raise ConcurrentModification(f"Model {model.model_id!r}", model.version)
+
+    def _touch_catalog(self) -> str:
+        """The catalog is an aggregate: members coming and going are changes of it."""
+        row = query(
+            self._db, "SELECT version_number FROM model_catalog WHERE id = ?", [DEFAULT_CATALOG_ID]
+        )[0]
+        update(self._db, "model_catalog", DEFAULT_CATALOG_ID, row["version_number"], utc_now(), {})
+        return DEFAULT_CATALOG_ID
+
+    def _insert_version(self, row_id: str, model_id: str, version: str, **fields: Any) -> None:
+        now = utc_now()
+        requirements = fields.pop("resource_requirements", None)
+        insert(
+            self._db,
+            "model_version",
+            {
+                "id": str(uuid.uuid4()),
+                "model_id": row_id,
+                "version": version,
+                "triton_version": next_triton_version(self._db, model_id),
+                "resource_requirements": requirements,
+                "requirements_declared": requirements is not None,
+                "created_at": now,
+                "updated_at": now,
+                **fields,
+            },
+        )
