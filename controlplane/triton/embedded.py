@@ -79,6 +79,8 @@ class EmbeddedTriton:
         self._ports: tuple[int, int, int] | None = None
         self._secret = ""
         self._prefix = ""
+        self._is_up = asyncio.Event()
+        self._asked_to_restart = False
         self.on_lost: list[Callback] = []
         self.on_restored: list[Callback] = []
 
@@ -153,10 +155,18 @@ class EmbeddedTriton:
             return 0
         return processes.kill_all(processes.stubs_of(self.pid, triton_name, triton_version))
 
-    def kill(self) -> None:
-        """Kill a server that is beyond help; it comes back through the restart."""
+    async def restart(self) -> bool:
+        """Kill a server that is beyond help and return True when another one answers."""
+        if self._watch is None:
+            return False
+        self._is_up.clear()
+        self._asked_to_restart = True
         if self._process is not None and self.pid is not None:
             self._process.kill()
+        is_up = asyncio.ensure_future(self._is_up.wait())
+        await asyncio.wait({is_up, self._watch}, return_when=asyncio.FIRST_COMPLETED)
+        is_up.cancel()
+        return self._state == "ready"
 
     # -- one life of the process -----------------------------------------------------------------
 
@@ -292,19 +302,22 @@ class EmbeddedTriton:
             if loop.time() - started >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             self._state = "lost"
-            _log.error("Triton died", exit_code=code, restart_in_s=backoff)
+            delay = 0.0 if self._asked_to_restart else backoff
+            self._asked_to_restart = False
+            _log.error("Triton died", exit_code=code, restart_in_s=delay)
             _call_all(self.on_lost)
             await self._tear_down()
-            backoff = await self._restart(backoff)
+            backoff = await self._restart(delay, backoff)
             self._state = "ready"
             _log.info("Triton is back", pid=self.pid)
             _call_all(self.on_restored)
+            self._is_up.set()
 
-    async def _restart(self, backoff: float) -> float:
+    async def _restart(self, delay: float, backoff: float) -> float:
         """Try until the server answers; returns the backoff for its next death."""
         while True:
-            await asyncio.sleep(backoff)
-            backoff = min(backoff * 2, MAX_BACKOFF)
+            await asyncio.sleep(delay)
+            delay = backoff = min(backoff * 2, MAX_BACKOFF)
             self._state = "starting"
             try:
                 await self._launch()

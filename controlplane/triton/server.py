@@ -73,3 +73,10 @@ class TritonServer(Protocol):
     def kill_stubs(self, triton_name: str, triton_version: int) -> int:
         """Kill that version's processes and say how many: the cure for a load that hangs."""
         ...
+
+    async def restart(self) -> bool:
+        """End a server that hangs and return True when another answers; both callbacks fire.
+
+        False where the server is not ours to restart.
+        """
+        ...

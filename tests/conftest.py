@@ -1,0 +1,75 @@
+"""Fixtures for all tests: a real embedded Triton with a repository of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from controlplane.triton.client import TritonClient
+from controlplane.triton.embedded import EmbeddedTriton
+from tests.triton_models import TritonModels
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from pathlib import Path
+
+    from controlplane.triton.server import Endpoints
+
+
+class BackgroundTriton:
+    """An EmbeddedTriton on an event loop of its own, which runs between tests too.
+
+    On a test's loop the server's log would be read, and its death seen, only while a test of the
+    same loop runs.
+    """
+
+    def __init__(self, server_dir: Path) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="triton", daemon=True)
+        self._thread.start()
+        self.models = TritonModels(server_dir / "repository")
+        self.server: EmbeddedTriton = self.call(self._start(server_dir))
+
+    async def _start(self, server_dir: Path) -> EmbeddedTriton:
+        server = EmbeddedTriton(server_dir / "repository", server_dir / "state")
+        await server.start()
+        return server
+
+    def call(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the server's loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(120)
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return self.server.endpoints
+
+    @property
+    def repository(self) -> Path:
+        return self.models.root
+
+    def stop(self) -> None:
+        self.call(self.server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundTriton]:
+    """A real server for the whole session; `triton.models` writes models into its repository."""
+    background = BackgroundTriton(tmp_path_factory.mktemp("triton"))
+    yield background
+    background.stop()
+
+
+@pytest.fixture
+async def triton_client(triton: BackgroundTriton) -> AsyncIterator[TritonClient]:
+    """A client of the session's server; what a test left loaded is unloaded afterwards."""
+    client = TritonClient(triton.endpoints)
+    yield client
+    for name in {entry.name for entry in await client.index() if entry.state == "READY"}:
+        await client.unload(name, timeout=30)
+    await client.close()
