@@ -60,6 +60,9 @@ class TritonEffects:
             await self._client.load(name, config, timeout=timeout)
             response_time_ms = await self.probe(servable)
         except TritonTimeout as error:
+            # A stub that cannot start leaves Triton's load hanging for ever (server#6536).
+            self._server.kill_stubs(name, number)
+            await self._clean_up(servable)
             raise LoadTimeout(servable.model_id, timeout) from error
         except TritonUnavailable as error:
             raise ServiceUnavailable(f"Triton is not reachable: {error}") from error
@@ -123,12 +126,12 @@ class TritonEffects:
         """True when the model had a process of its own and it is gone."""
         return process_id is not None and not memory.alive(process_id)
 
-    async def restart_server(self) -> bool:
-        """End a server that hangs in a call and start another; its callbacks tell of both.
+    def kill_server(self) -> bool:
+        """End a server that is beyond help; its callbacks tell when it is back.
 
-        Returns False for an external server, which is not ours to restart.
+        Returns False for an external server, which is not ours to end.
         """
-        return await self._server.restart()
+        return self._server.kill()
 
     async def _clean_up(self, servable: Servable) -> None:
         try:

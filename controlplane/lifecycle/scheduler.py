@@ -67,7 +67,7 @@ class Effects(Protocol):
 
     async def load(self, servable: Servable, timeout: float) -> Loaded: ...
     async def unload(self, servable: Servable, timeout: float) -> None: ...
-    async def restart_server(self) -> bool: ...
+    def kill_server(self) -> bool: ...
 
 
 class Lease:
@@ -499,9 +499,6 @@ class Scheduler:
             )
         )
         self._fail_waiters(resident, error)
-        if isinstance(error, LoadTimeout):
-            # A stub that cannot start leaves Triton's load call hanging for ever.
-            self._spawn(self._restart_server())
         self._decide()
 
     async def _unload(self, resident: Resident, epoch: int) -> None:
@@ -515,15 +512,12 @@ class Scheduler:
             except ModelMoraError as error:
                 log.warning("unload failed", model_id=resident.model_id, reason=error.message)
                 # Its memory is in an unknown state; only a fresh server is certain.
-                if not await self._effects.restart_server():
-                    await asyncio.sleep(UNLOAD_RETRY)
+                self._effects.kill_server()
+                await asyncio.sleep(UNLOAD_RETRY)
             else:
                 if epoch == resident.epoch:
                     self._unloaded(resident)
                 return
-
-    async def _restart_server(self) -> None:
-        await self._effects.restart_server()
 
     def _unloaded(self, resident: Resident) -> None:
         freed = resident.ledger_mb
