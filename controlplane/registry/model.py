@@ -25,7 +25,7 @@ _TEXT = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*")
 SHORT = 255
 MEDIUM = 1000
 TEXT = 100_000
-# One below SHORT: the Triton name is one character longer and is a folder's name, at most 255 bytes.
+# One below SHORT: the Triton name is one longer, and a folder's name has at most 255 bytes.
 _ID_LENGTH = SHORT - 1
 
 
