@@ -1,0 +1,76 @@
+"""The command group, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import click
+
+from controlplane.cli import base, config, exits, infer, models, runtime, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.group(
+    name="modelmora",
+    context_settings=base.HELP_NAMES,
+    epilog="Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 not found, 4 server unreachable, "
+    "5 conflict, 6 no memory or unavailable, 130 interrupted.",
+)
+@click.version_option(metadata.version("modelmora"), message="%(prog)s %(version)s")
+@base.debug_option
+def cli() -> None:
+    """ModelMora turns a HuggingFace model id into a production endpoint on NVIDIA Triton.
+
+    \b
+    Example:
+      modelmora serve
+      modelmora install sentence-transformers/all-MiniLM-L6-v2
+      modelmora infer sentence-transformers/all-MiniLM-L6-v2 "Hello, world"
+    """
+
+
+for _command in (
+    config.init,
+    serve.serve,
+    models.install,
+    models.list_models,
+    models.info,
+    runtime.load,
+    runtime.unload,
+    runtime.status,
+    infer.infer,
+    runtime.health,
+    models.uninstall,
+    config.config,
+):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code.
+
+    An error is one line on stderr; `--debug` raises it instead, traceback and all.
+    """
+    try:
+        result = cli.main(list(arguments), prog_name="modelmora", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return exits.USAGE
+    except BrokenPipeError:
+        # Nobody reads any more: keep the interpreter from failing again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.BROKEN_PIPE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return exits.INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(exits.error_line(error), err=True)
+        return exits.exit_code(error)
+    return result if isinstance(result, int) else exits.OK

@@ -1,0 +1,213 @@
+"""Commands on the catalog: install, list, info, uninstall."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controlplane.cli.base import client_command, split_version
+from controlplane.cli.output import Block, Output, Table, facts, megabytes, moment
+from controlplane.client_types import ModelInfo, ModelMoraApiError, ModelPage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from controlplane.client import ModelMoraClient
+    from controlplane.client_types import Progress
+
+_MB = 1024 * 1024
+
+
+@click.command()
+@click.argument("model", metavar="MODEL_ID[@VERSION]")
+@click.option("--task", metavar="TASK", help="What the model does. Default: txt2embed.")
+@click.option(
+    "--source",
+    metavar="SRC",
+    help="A directory on the server's machine, or a URL; else the HuggingFace hub.",
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long.")
+@client_command
+def install(
+    client: ModelMoraClient,
+    out: Output,
+    model: str,
+    task: str | None,
+    source: str | None,
+    timeout: float | None,
+) -> None:
+    """Download a model, convert it and wait until it can be served.
+
+    VERSION is a branch, tag or commit of its repository (default: main). Installing what is
+    installed changes nothing.
+
+    \b
+    Example:
+      modelmora install sentence-transformers/all-MiniLM-L6-v2
+      modelmora install my-team/my-model@v2 --source ./my-model
+    """
+    from controlplane.cli.progress import shown_progress
+
+    model_id, version = split_version(model)
+    source_url = None if source is None else as_source_url(source)
+    phases: set[str] = set()
+    with nullcontext() if out.as_json else shown_progress() as show:
+
+        def on_progress(progress: Progress) -> None:
+            phases.add(progress.phase)
+            if show is not None:
+                show(progress)
+
+        try:
+            installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+        except KeyboardInterrupt:
+            out.note(f"The server goes on installing; look with: modelmora info {model_id}")
+            raise
+    out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
+
+
+def as_source_url(source: str) -> str:
+    """A URL as it is; an existing directory as an absolute file:// URL.
+
+    Raises:
+        click.UsageError: it is neither.
+    """
+    if "://" in source:
+        return source
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise click.UsageError(f"--source {source}: no such directory, and not a URL.")
+    return path.resolve().as_uri()
+
+
+def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
+    artefact = model.artefact or {}
+    dimension, parity = artefact.get("dimension"), artefact.get("parity") or {}
+    remarks = [
+        f"{dimension} dimensions" if dimension else "",
+        megabytes(model.artefact_bytes / _MB) if model.artefact_bytes else "",
+        f"cosine to PyTorch ≥ {parity['min_cosine']:.6f}" if "min_cosine" in parity else "",
+    ]
+    remark = ", ".join(filter(None, remarks))
+    verb = "is already installed" if already else "is installed"
+    yield f"{model.model_id}@{model.version} {verb}" + (f" ({remark})." if remark else ".")
+    yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
+
+
+@click.command("list")
+@click.option("--task", metavar="TASK", help="Only models of this task.")
+@click.option(
+    "--status", metavar="STATUS", help="registered, downloading, exporting, ready, failed."
+)
+@click.option("--search", metavar="TEXT", help="Only models whose id or name contains TEXT.")
+@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--page-size", type=click.IntRange(1, 100), default=100, show_default=True)
+@client_command
+def list_models(
+    client: ModelMoraClient,
+    out: Output,
+    task: str | None,
+    status: str | None,
+    search: str | None,
+    **paging: Any,
+) -> None:
+    """List the models of the catalog.
+
+    \b
+    Example:
+      modelmora list --task txt2embed --status ready
+    """
+    page = client.list(task_type=task, status=status, search_text=search, **paging)
+    out.result(page, _listing)
+    if not page.data:
+        filtered = task or status or search or page.pagination.total_items
+        out.note("No model matches." if filtered else "No models yet: modelmora install MODEL_ID")
+
+
+def _listing(page: ModelPage) -> Iterable[Block]:
+    if page.data:
+        yield Table(
+            ("model", "version", "task", "status", "memory", "updated"),
+            [
+                (
+                    model.model_id,
+                    model.version,
+                    model.task_type,
+                    model.status,
+                    megabytes(model.measured_memory_mb),
+                    moment(model.updated_at),
+                )
+                for model in page.data
+            ],
+        )
+    place = page.pagination
+    if place.page < place.total_pages:
+        yield f"Page {place.page} of {place.total_pages}; go on with --page {place.page + 1}"
+
+
+@click.command()
+@click.argument("model_id")
+@client_command
+def info(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """Show everything known about a model.
+
+    \b
+    Example:
+      modelmora info sentence-transformers/all-MiniLM-L6-v2
+    """
+    out.result(client.get(model_id), _description)
+
+
+def _description(model: ModelInfo) -> Iterable[Block]:
+    artefact = model.artefact or {}
+    parity, progress = artefact.get("parity") or {}, model.progress
+    yield from facts(
+        [
+            ("model", model.model_id),
+            ("name", model.display_name),
+            ("description", model.description),
+            ("task", model.task_type),
+            ("version", model.version),
+            ("versions", ", ".join(model.versions)),
+            ("status", model.status),
+            ("error", model.error),
+            ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),
+            ("source", model.source_url or "HuggingFace hub"),
+            ("revision", model.revision),
+            ("checksum", model.checksum),
+            ("engine", model.engine and f"{model.backend} on {model.engine}"),
+            ("dimension", artefact.get("dimension")),
+            ("max tokens", artefact.get("max_seq_length")),
+            ("parity", parity and ", ".join(f"{key} {value}" for key, value in parity.items())),
+            ("artefact", model.artefact_bytes and megabytes(model.artefact_bytes / _MB)),
+            ("memory", model.measured_memory_mb and megabytes(model.measured_memory_mb)),
+            ("in Triton", model.triton_name and f"{model.triton_name}, {model.triton_version}"),
+            ("created", model.created_at and moment(model.created_at)),
+            ("updated", model.updated_at and moment(model.updated_at)),
+        ]
+    )
+
+
+@click.command()
+@click.argument("model_id")
+@click.option("--force", is_flag=True, help="Unload it first if it is loaded.")
+@client_command
+def uninstall(client: ModelMoraClient, out: Output, model_id: str, force: bool) -> None:
+    """Remove a model from the catalog, with all its files.
+
+    \b
+    Example:
+      modelmora uninstall sentence-transformers/all-MiniLM-L6-v2 --force
+    """
+    try:
+        client.delete(model_id, force=force)
+    except ModelMoraApiError as error:
+        if error.code == "MODEL_ALREADY_LOADED" and "--force" not in error.message:
+            error.message += " To unload it first, add --force."
+        raise
+    out.result(
+        {"model_id": model_id, "uninstalled": True}, lambda _: [f"{model_id} is uninstalled."]
+    )

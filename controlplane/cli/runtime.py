@@ -1,0 +1,160 @@
+"""Commands on what is in memory: load, unload, status, health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from controlplane.cli import exits
+from controlplane.cli.base import client_command, split_version
+from controlplane.cli.output import (
+    Block,
+    Output,
+    Table,
+    document,
+    duration,
+    facts,
+    megabytes,
+    moment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from controlplane.client import ModelMoraClient
+    from controlplane.client_types import LoadedModel, SystemStatus, Unloaded
+
+
+@click.command()
+@click.argument("model", metavar="MODEL_ID[@VERSION]")
+@client_command
+def load(client: ModelMoraClient, out: Output, model: str) -> None:
+    """Load a model into memory now, instead of at its first request.
+
+    \b
+    Example:
+      modelmora load sentence-transformers/all-MiniLM-L6-v2
+    """
+    model_id, version = split_version(model)
+    out.result(client.load(model_id, version), _loaded)
+
+
+def _loaded(model: LoadedModel) -> Iterable[Block]:
+    took = "" if model.load_seconds is None else f" in {model.load_seconds:.1f} s"
+    memory = megabytes(model.memory_usage_mb)
+    yield f"{model.model_id}@{model.version} is loaded{took} ({memory}, {model.device or 'cpu'})."
+
+
+@click.command()
+@click.argument("model_id")
+@client_command
+def unload(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """Unload a model; returns when its memory is free.
+
+    \b
+    Example:
+      modelmora unload sentence-transformers/all-MiniLM-L6-v2
+    """
+    out.result(client.unload(model_id), _unloaded)
+
+
+def _unloaded(answer: Unloaded) -> Iterable[Block]:
+    freed = "" if answer.freed_mb is None else f" ({megabytes(answer.freed_mb)} freed)"
+    yield f"{answer.model_id} is unloaded{freed}."
+
+
+@click.command()
+@client_command
+def status(client: ModelMoraClient, out: Output) -> None:
+    """Show memory, Triton and the loaded models.
+
+    \b
+    Example:
+      modelmora status
+    """
+    out.result(client.status(), _status)
+
+
+def _status(status: SystemStatus) -> Iterable[Block]:
+    memory, counts = status.memory, status.models
+    yield from facts(
+        [
+            ("ModelMora", f"{status.version}, up {duration(status.uptime_seconds)}"),
+            ("Triton", _triton(status.triton)),
+            (
+                "memory",
+                f"{megabytes(memory.used_mb)} of {megabytes(memory.threshold_mb)} for models",
+            ),
+            ("machine", f"{megabytes(memory.available_mb)} of {megabytes(memory.total_mb)} free"),
+            ("GPU", _gpus(status.gpu)),
+            ("models", f"{counts.get('registered', 0)} registered, {counts.get('ready', 0)} ready"),
+        ]
+    )
+    yield ""
+    if status.loaded_models:
+        yield _loaded_table(status.loaded_models)
+    else:
+        yield "No model is loaded."
+
+
+def _triton(triton: dict[str, Any]) -> str:
+    where = triton.get("grpc_url")
+    return f"{triton.get('state', 'unknown')}, {triton.get('kind', '')}" + (
+        f" at {where}" if where else ""
+    )
+
+
+def _gpus(gpu: dict[str, Any]) -> str:
+    names = [str(device.get("name", "?")) for device in gpu.get("devices") or []]
+    return ", ".join(names) or "none"
+
+
+def _loaded_table(models: list[LoadedModel]) -> Table:
+    headers = ("model", "version", "state", "memory", "device", "requests", "running", "last used")
+    rows = [
+        (
+            model.model_id,
+            model.version,
+            model.state,
+            megabytes(model.memory_usage_mb),
+            model.device or "-",
+            str(model.request_count),
+            str(model.active_requests),
+            moment(model.last_used_at),
+        )
+        for model in models
+    ]
+    return Table(headers, rows)
+
+
+@click.command()
+@click.pass_context
+@client_command
+def health(client: ModelMoraClient, out: Output, ctx: click.Context) -> None:
+    """Say whether the server and the loaded models work; exit code 6 if not.
+
+    \b
+    Example:
+      modelmora health && echo fine
+    """
+    readiness, models = client.ready(), client.models_health()
+    healthy = readiness.status == "ready" and models.unhealthy_count == 0
+    report = document(client.health()) | document(readiness) | {"models": document(models)}
+    out.result(report, _health)
+    ctx.exit(exits.OK if healthy else exits.UNAVAILABLE)
+
+
+def _health(report: dict[str, Any]) -> Iterable[Block]:
+    checks = ", ".join(f"{name} {state}" for name, state in report.get("checks", {}).items())
+    models = report["models"]
+    yield from facts(
+        [
+            ("status", str(report["status"]).replace("_", " ")),
+            ("checks", checks),
+            ("models", f"{models['healthy_count']} healthy, {models['unhealthy_count']} unhealthy"),
+        ]
+    )
+    for model in models["models"]:
+        if not model["healthy"]:
+            yield f"{model['model_id']} is unhealthy: {model.get('error', 'no reason given')}"
