@@ -23,7 +23,7 @@ from controlplane.triton.installation import (
     find_installation,
     server_environment,
 )
-from controlplane.triton.server import Callback, Endpoints, ServerState
+from controlplane.triton.server import Callback, Endpoints, ServerState, call_all
 from controlplane.triton.server_log import LogPipe
 
 _log = structlog.get_logger(__name__)
@@ -305,12 +305,12 @@ class EmbeddedTriton:
             delay = 0.0 if self._asked_to_restart else backoff
             self._asked_to_restart = False
             _log.error("Triton died", exit_code=code, restart_in_s=delay)
-            _call_all(self.on_lost)
+            call_all(self.on_lost)
             await self._tear_down()
             backoff = await self._restart(delay, backoff)
             self._state = "ready"
             _log.info("Triton is back", pid=self.pid)
-            _call_all(self.on_restored)
+            call_all(self.on_restored)
             self._is_up.set()
 
     async def _restart(self, delay: float, backoff: float) -> float:
@@ -326,14 +326,6 @@ class EmbeddedTriton:
                 _log.error("Triton did not come back", error=str(error), retry_in_s=backoff)
             else:
                 return backoff
-
-
-def _call_all(callbacks: list[Callback]) -> None:
-    for callback in callbacks:
-        try:
-            callback()
-        except Exception:  # noqa: BLE001 - a listener's failure must not end the supervision
-            _log.exception("a listener of the Triton server failed")
 
 
 def _free_ports() -> tuple[int, int, int]:

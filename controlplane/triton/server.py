@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
+import structlog
+
+_log = structlog.get_logger(__name__)
 
 ServerState = Literal["stopped", "starting", "ready", "lost"]
 Callback = Callable[[], None]
@@ -80,3 +83,12 @@ class TritonServer(Protocol):
         False where the server is not ours to restart.
         """
         ...
+
+
+def call_all(callbacks: list[Callback]) -> None:
+    """Call each; the failure of one is logged and does not keep the others from being called."""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:  # noqa: BLE001 - it must not end the supervision
+            _log.exception("a listener of the Triton server failed")

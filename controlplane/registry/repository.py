@@ -1,0 +1,274 @@
+"""The only writer of Triton's model repository.
+
+    <root>/<org>--<repo>/config.pbtxt          of the version published last
+    <root>/<org>--<repo>/<n>/manifest.json     and the artefact's files
+    <root>/<org>--<repo>/<n>/model.py          imports the backend
+    <root>/<org>--<repo>/<n>/config.pbtxt      of this version
+    <root>/.staging/                           work in progress, on the same file system
+
+Whatever has a version folder's name is whole: folders are completed and synced in `.staging` and
+renamed. Triton lists `.staging` in its index (as it does every folder) but never reads into it in
+explicit mode; our client leaves it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from controlplane.errors import ExportFailed, InsufficientDisk
+from controlplane.triton import model_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from controlplane.registry.model import ModelId
+
+_log = structlog.get_logger(__name__)
+
+STAGING = ".staging"
+MANIFEST = "manifest.json"
+CONFIG = "config.pbtxt"
+_BACKEND = re.compile(r"[a-z][a-z0-9_]*")
+_MODEL_PY = """\
+# Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
+from backends.{backend}.model import TritonPythonModel as TritonPythonModel
+"""
+
+
+class ModelRepository:
+    """Triton's repository below `root`, one folder per model, one number per version."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._staging = self.root / STAGING
+        self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def new_staging(self) -> Path:
+        """A fresh empty folder on the repository's file system, for an artefact in the making."""
+        self._staging.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=self._staging))
+
+    def publish(self, model_id: ModelId, triton_version: int, artefact: Path) -> None:
+        """Make an artefact a version that Triton can load; all or nothing.
+
+        A version folder of that number is replaced. `artefact` is used up (moved) when this
+        returns, untouched or gone when it raises.
+
+        Args:
+            artefact: folder with manifest.json and the files that it lists.
+
+        Raises:
+            ExportFailed: the manifest or a listed file is missing or not what it says.
+            InsufficientDisk: no room.
+            OSError: the repository cannot be written.
+        """
+        manifest = _checked_manifest(artefact)
+        name = model_id.triton_name
+        config = _config(name, triton_version, manifest)
+        size_mb = sum(entry["size"] for entry in manifest["files"]) / 2**20
+        with _disk_errors(self.root, size_mb), self._scratch() as scratch:
+            version = _take(artefact, scratch / str(triton_version))
+            _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+            _write(version / CONFIG, model_config.to_pbtxt(config))
+            _sync_tree(version)
+            self._install(name, version, scratch)
+            self._write_config(name, model_config.to_pbtxt(config))
+        self._manifests.pop((name, triton_version), None)
+
+    def _install(self, name: str, version: Path, scratch: Path) -> None:
+        home = self.root / name
+        home.mkdir(parents=True, exist_ok=True)
+        _sync(self.root)
+        target = home / version.name
+        if target.exists():  # published by an install that did not get as far as the registry
+            target.rename(scratch / "replaced")
+        version.rename(target)
+        _sync(home)
+
+    def _write_config(self, name: str, text: str) -> None:
+        home = self.root / name
+        fresh = self.new_staging() / CONFIG
+        _write(fresh, text)
+        fresh.replace(home / CONFIG)
+        fresh.parent.rmdir()
+        _sync(home)
+
+    def remove(self, model_id: ModelId) -> None:
+        """Remove a model with all its versions; no error when there is none."""
+        name = model_id.triton_name
+        self._forget(name)
+        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+            # Renamed first: a half-deleted folder must not look like a model.
+            (self.root / name).rename(scratch / name)
+            _sync(self.root)
+
+    def remove_version(self, model_id: ModelId, triton_version: int) -> None:
+        """Remove one version, with the model's folder when it was the last; no error if absent."""
+        name = model_id.triton_name
+        self._manifests.pop((name, triton_version), None)
+        with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
+            (self.root / name / str(triton_version)).rename(scratch / str(triton_version))
+        self._repair(name)
+
+    def versions(self, triton_name: str) -> list[int]:
+        """Numbers of the version folders, ascending."""
+        home = self.root / triton_name
+        if not home.is_dir():
+            return []
+        return sorted(int(path.name) for path in home.iterdir() if path.name.isdecimal())
+
+    def load_config(self, triton_name: str, triton_version: int) -> str:
+        """The JSON for the `config` parameter of a load that serves only this version.
+
+        Raises:
+            FileNotFoundError: no such version.
+            ValueError: its config.pbtxt is damaged.
+        """
+        path = self.root / triton_name / str(triton_version) / CONFIG
+        config = model_config.read_pbtxt(path.read_text(encoding="utf-8"))
+        return model_config.load_json(config, triton_version)
+
+    def manifest(self, triton_name: str, triton_version: int) -> dict[str, Any]:
+        """The version's manifest, read once.
+
+        Raises:
+            FileNotFoundError: no such version.
+        """
+        key = (triton_name, triton_version)
+        if key not in self._manifests:
+            path = self.root / triton_name / str(triton_version) / MANIFEST
+            self._manifests[key] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return self._manifests[key]
+
+    def sweep(self) -> None:
+        """Put right what a crash left: staged work, models without versions, stale configs.
+
+        To be called at start, before anything else writes here. Folders that are not ours (whose
+        name is no `org--repo`) are left alone.
+        """
+        if self._staging.is_dir():
+            for leftover in self._staging.iterdir():
+                _log.info("removing unfinished work", path=str(leftover))
+                _delete(leftover)
+        for home in self.root.glob("*--*"):
+            if home.is_dir():
+                self._repair(home.name)
+
+    def _repair(self, name: str) -> None:
+        """Bring the model's folder in line with its version folders."""
+        home = self.root / name
+        versions = self.versions(name)
+        if not versions:
+            if home.is_dir() and {path.name for path in home.iterdir()} <= {CONFIG}:
+                _delete(home)
+        elif (home / str(versions[-1]) / MANIFEST).exists() and not self._config_fits(name):
+            text = (home / str(versions[-1]) / CONFIG).read_text(encoding="utf-8")
+            self._write_config(name, text)
+
+    def _config_fits(self, name: str) -> bool:
+        try:
+            text = (self.root / name / CONFIG).read_text(encoding="utf-8")
+            served = model_config.served_versions(model_config.read_pbtxt(text))
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(served) and set(served) <= set(self.versions(name))
+
+    def _forget(self, name: str) -> None:
+        for key in [key for key in self._manifests if key[0] == name]:
+            del self._manifests[key]
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        folder = self.new_staging()
+        try:
+            yield folder
+        finally:
+            _delete(folder)
+
+
+def _checked_manifest(artefact: Path) -> dict[str, Any]:
+    try:
+        manifest = msgspec.json.decode((artefact / MANIFEST).read_bytes(), type=dict[str, Any])
+        backend = manifest["backend"]
+        sizes = {str(entry["path"]): int(entry["size"]) for entry in manifest["files"]}
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        raise ExportFailed(f"The artefact has no usable {MANIFEST}: {error!r}") from error
+    # It becomes part of a line of Python that Triton runs.
+    if not isinstance(backend, str) or not _BACKEND.fullmatch(backend):
+        raise ExportFailed(f"The artefact names no backend: {backend!r}")
+    for name, size in sizes.items():
+        path = artefact / name
+        if ".." in path.parts or path.is_symlink() or not path.is_relative_to(artefact):
+            raise ExportFailed(f"The artefact's file {name} is not inside the artefact.")
+        if not path.is_file() or path.stat().st_size != size:
+            raise ExportFailed(f"The artefact's file {name} is missing or not {size} bytes long.")
+    return manifest
+
+
+def _config(name: str, triton_version: int, manifest: dict[str, Any]) -> Any:
+    try:
+        return model_config.build_model_config(name, triton_version, manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error
+
+
+def _take(source: Path, target: Path) -> Path:
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(source, target)
+        _delete(source)
+    return target
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    # A rename may reach the disk before the bytes that it names: after a power cut the version
+    # would be there, with empty files.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(root: Path, needed_mb: float) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free_mb = shutil.disk_usage(root).free / 2**20
+            raise InsufficientDisk(str(root), needed_mb, free_mb) from error
+        raise
