@@ -1,0 +1,1 @@
+"""Triton Python backends: what runs inside a model's stub process."""

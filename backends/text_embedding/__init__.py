@@ -1,0 +1,1 @@
+"""Triton backend `text_embedding`: text in, one vector per text out."""

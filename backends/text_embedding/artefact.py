@@ -1,0 +1,131 @@
+"""What the backend reads of an artefact's manifest (`manifest.json` of a version folder)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from backends.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+# The graph inputs this backend knows how to fill.
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+@dataclass(frozen=True)
+class TextEmbeddingArtefact:
+    """A converted text-embedding model.
+
+    Attributes:
+        model_file, tokenizer_file: full paths; they exist.
+        max_seq_length: tokens of a text beyond which it is cut, special tokens included.
+        normalized: the graph itself ends in an L2 normalisation.
+        prompts: text put before an input, by name.
+        default_prompt_name: the prompt used when a request names none.
+    """
+
+    model_id: str
+    engine: str
+    model_file: Path
+    tokenizer_file: Path
+    input_names: tuple[str, ...]
+    output_name: str
+    dimension: int
+    max_seq_length: int
+    do_lower_case: bool
+    pad_token_id: int
+    pad_token_type_id: int
+    padding_side: Literal["left", "right"]
+    normalized: bool
+    prompts: Mapping[str, str]
+    default_prompt_name: str | None
+
+
+def read_artefact(folder: Path) -> TextEmbeddingArtefact:
+    """Read and check the manifest of a version folder.
+
+    Raises:
+        ArtefactError: no manifest, not one of ours, or a file it names is missing or has
+            another size.
+    """
+    manifest = _read_manifest(folder)
+    try:
+        artefact = _from_manifest(folder, manifest)
+        files = {entry["path"]: int(entry["size"]) for entry in manifest["files"]}
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtefactError(f"{MANIFEST} of {folder.name!r} is incomplete: {reason}.") from error
+    _check_files(folder, files)
+    _check_values(artefact)
+    return artefact
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtefactError(f"{folder} has no readable {MANIFEST}: {error.strerror}.") from error
+    except ValueError as error:
+        raise ArtefactError(f"{folder / MANIFEST} is not JSON: {error}.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{folder / MANIFEST} is not a manifest of format {FORMAT}; install the model again."
+        )
+    return manifest
+
+
+def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> TextEmbeddingArtefact:
+    section = manifest["text_embedding"]
+    return TextEmbeddingArtefact(
+        model_id=str(manifest["model_id"]),
+        engine=str(manifest["engine"]),
+        model_file=folder / section["model_file"],
+        tokenizer_file=folder / section["tokenizer_file"],
+        input_names=tuple(section["input_names"]),
+        output_name=str(section["output_name"]),
+        dimension=int(section["dimension"]),
+        max_seq_length=int(section["max_seq_length"]),
+        do_lower_case=bool(section["do_lower_case"]),
+        pad_token_id=int(section["pad_token_id"]),
+        pad_token_type_id=int(section["pad_token_type_id"]),
+        padding_side=section["padding_side"],
+        normalized=bool(section["normalized"]),
+        prompts=dict(section["prompts"]),
+        default_prompt_name=section["default_prompt_name"],
+    )
+
+
+def _check_files(folder: Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing; install the model again.")
+        found = path.stat().st_size
+        if found != size:
+            raise ArtefactError(
+                f"{path} has {found} bytes instead of {size}; install the model again."
+            )
+
+
+def _check_values(artefact: TextEmbeddingArtefact) -> None:
+    unknown = [name for name in artefact.input_names if name not in GRAPH_INPUTS]
+    problems = {
+        f"graph inputs {', '.join(unknown)} are unknown to this backend": bool(unknown),
+        "input_ids is not among the graph's inputs": "input_ids" not in artefact.input_names,
+        "padding_side must be left or right": artefact.padding_side not in ("left", "right"),
+        "dimension and max_seq_length must be above 0": min(
+            artefact.dimension, artefact.max_seq_length
+        )
+        < 1,
+        "default_prompt_name is not among the prompts": artefact.default_prompt_name is not None
+        and artefact.default_prompt_name not in artefact.prompts,
+    }
+    broken = [text for text, is_broken in problems.items() if is_broken]
+    if broken:
+        raise ArtefactError(f"{MANIFEST} of {artefact.model_id}: {'; '.join(broken)}.")

@@ -1,0 +1,111 @@
+"""Embedding the requests of one execution together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.engines import Engine, open_engine
+from backends.errors import BackendError, EngineError
+from backends.text_embedding.artefact import TextEmbeddingArtefact, read_artefact
+from backends.text_embedding.batching import sub_batches
+from backends.text_embedding.tokens import TextTokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from backends.text_embedding.requests import EmbeddingRequest
+
+Embeddings = NDArray[np.float32]
+
+
+class Embedder:
+    """A loaded model: an artefact with its tokenizer and its engine."""
+
+    def __init__(
+        self, artefact: TextEmbeddingArtefact, tokenizer: TextTokenizer, engine: Engine
+    ) -> None:
+        self.artefact = artefact
+        self.engine = engine
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def open(cls, folder: Path, *, device_id: int = 0) -> Embedder:
+        """Load the artefact in a version folder.
+
+        Raises:
+            ArtefactError, EngineError: it cannot be loaded, with the reason.
+        """
+        artefact = read_artefact(folder)
+        tokenizer = TextTokenizer(artefact)
+        engine = open_engine(
+            artefact.engine,
+            artefact.model_file,
+            input_names=artefact.input_names,
+            output_name=artefact.output_name,
+            device_id=device_id,
+        )
+        return cls(artefact, tokenizer, engine)
+
+    def embed(
+        self,
+        requests: Sequence[EmbeddingRequest],
+        abandoned: Callable[[int], bool] = lambda _: False,
+    ) -> list[Embeddings | BackendError]:
+        """Embed all texts of all requests together.
+
+        Args:
+            requests: any number, each with any number of texts.
+            abandoned: asked with a request's index before each further sub-batch; texts of
+                requests nobody waits for any more are left out.
+
+        Returns:
+            Per request, in order, FP32 `[number of texts, D]`, or the error of its sub-batch.
+            What an abandoned request gets is undefined.
+        """
+        owners = [index for index, request in enumerate(requests) for _ in request.texts]
+        encodings = self._tokenizer.encode([text for request in requests for text in request.texts])
+        rows = np.zeros((len(owners), self.artefact.dimension), dtype=np.float32)
+        errors: dict[int, BackendError] = {}
+        batches = sub_batches([len(item) for item in encodings], self.engine.cost)
+        for number, batch in enumerate(batches):
+            wanted = batch if number == 0 else [i for i in batch if not abandoned(owners[i])]
+            try:
+                if wanted:
+                    rows[wanted] = self._run([encodings[i] for i in wanted])
+            except BackendError as error:
+                errors |= dict.fromkeys((owners[i] for i in wanted), error)
+        return [
+            errors.get(index, embeddings)
+            for index, embeddings in enumerate(_scatter(rows, requests))
+        ]
+
+    def _run(self, encodings: Sequence[object]) -> Embeddings:
+        output = self.engine.run(self._tokenizer.arrays(encodings))
+        expected = (len(encodings), self.artefact.dimension)
+        if output.shape != expected:
+            raise EngineError(f"The graph returned the shape {output.shape} instead of {expected}.")
+        if not np.isfinite(output).all():
+            raise EngineError("The graph returned values that are not finite.")
+        return output
+
+
+def _scatter(rows: Embeddings, requests: Sequence[EmbeddingRequest]) -> list[Embeddings]:
+    """Cut the rows of all texts into the requests they came from."""
+    ends = np.cumsum([len(request.texts) for request in requests])
+    parts = [
+        rows[end - len(request.texts) : end] for request, end in zip(requests, ends, strict=True)
+    ]
+    return [
+        normalized(part) if request.normalize else part
+        for request, part in zip(requests, parts, strict=True)
+    ]
+
+
+def normalized(embeddings: Embeddings) -> Embeddings:
+    """Rows of `[n, D]` scaled to length 1, as `torch.nn.functional.normalize` does (eps 1e-12)."""
+    lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.asarray(embeddings / np.maximum(lengths, 1e-12), dtype=np.float32)
