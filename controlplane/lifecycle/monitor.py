@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from controlplane.lifecycle.effects import TritonEffects
     from controlplane.lifecycle.resident import Resident
     from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.model import Servable
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,13 @@ class Monitor:
         self._idle_ttl = idle_ttl
         self._task: asyncio.Task[None] | None = None
         self._next_measure = 0.0
+        self._suspects: set[tuple[str, int]] = set()
+        self._wake = asyncio.Event()
+
+    def suspect(self, servable: Servable) -> None:
+        """Look at a model soon: an inference on it failed in a way that its health may explain."""
+        self._suspects.add(servable.key)
+        self._wake.set()
 
     def start(self) -> None:
         """Begin watching."""
@@ -49,7 +58,9 @@ class Monitor:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(TICK)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), TICK)
+            self._wake.clear()
             try:
                 await self.tick()
             except Exception:  # watching must go on, whatever a single look ran into
@@ -81,6 +92,9 @@ class Monitor:
 
     def _check_is_due(self, resident: Resident, now: float) -> bool:
         """Traffic proves health: idle models and those that failed last time are probed."""
+        if resident.servable.key in self._suspects:
+            self._suspects.discard(resident.servable.key)
+            return True
         if resident.health is not None and not resident.health.healthy:
             return True
         checked = resident.health.last_check if resident.health else None

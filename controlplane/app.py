@@ -1,0 +1,331 @@
+"""The composition root: the only place where objects meet, and the order of start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from importlib.metadata import version as distribution_version
+from typing import TYPE_CHECKING
+
+import filelock
+import msgspec
+import structlog
+import uvicorn
+
+from controlplane.db import append_event, open_db, transaction
+from controlplane.errors import ModelMoraError, StartupError
+from controlplane.events import LIFECYCLE, DomainEvent, EventBus
+from controlplane.gateway.rest import create_app
+from controlplane.gateway.services import Services
+from controlplane.gateway.v2_grpc import GrpcGateway
+from controlplane.inference.infer import InferenceService
+from controlplane.lifecycle.effects import TritonEffects
+from controlplane.lifecycle.monitor import Monitor
+from controlplane.lifecycle.reconcile import unload_strays
+from controlplane.lifecycle.scheduler import Scheduler
+from controlplane.observability.logs import configure_logging
+from controlplane.observability.metrics import Metrics
+from controlplane.registry.install import Installer
+from controlplane.registry.repository import ModelRepository
+from controlplane.registry.store import ModelStore
+from controlplane.triton.client import TritonClient
+from controlplane.triton.embedded import EmbeddedTriton
+from controlplane.triton.external import ExternalTriton
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlite_utils import Database
+
+    from controlplane.settings import Settings
+    from controlplane.triton.server import TritonServer
+
+log = structlog.get_logger(__name__)
+
+# How long running requests may take to end after SIGTERM, in seconds.
+DRAIN_SECONDS = 30.0
+
+
+def package_version() -> str:
+    """ModelMora's version, from the installed distribution."""
+    return distribution_version("modelmora")
+
+
+class Application:
+    """Everything, wired. `start` and `stop` may each be called once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started_at = time.monotonic()
+        self._exit = contextlib.AsyncExitStack()
+        self.http_port = settings.port
+        self.grpc_port = settings.grpc_port
+
+    async def start(self) -> None:
+        """Start all parts; returns when requests are served.
+
+        Raises:
+            StartupError: one line that says what is wrong and what to do; nothing stays behind.
+        """
+        try:
+            await self._start()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Stop accepting, let running requests end, unload, stop Triton; leaves nothing behind."""
+        log.info("stopping")
+        await self._exit.aclose()
+        log.info("stopped")
+
+    async def _start(self) -> None:
+        settings = self.settings
+        self._own_data_dir()
+        http_socket = self._listen(settings.host, settings.port, "port")
+        self.http_port = http_socket.getsockname()[1]
+        self._check_free(settings.host, settings.grpc_port, "grpc_port")
+        bus = EventBus()
+        db = open_db(settings.database)
+        self._exit.callback(db.close)
+        bus.subscribe(DomainEvent, lambda event: _keep(db, event))
+        store = ModelStore(db, bus)
+        repository = ModelRepository(settings.model_repository)
+        installer = Installer(store, repository, settings)
+        installer.recover()
+        server = await self._start_triton()
+        client = TritonClient(server.endpoints)
+        self._exit.push_async_callback(client.close)
+        self._exit.push_async_callback(installer.close)
+        scheduler, monitor = await self._start_lifecycle(store, repository, server, client, bus)
+        metrics = Metrics(bus, scheduler)
+        self.services = Services(
+            settings=settings,
+            store=store,
+            installer=installer,
+            scheduler=scheduler,
+            inference=InferenceService(
+                store,
+                scheduler,
+                client,
+                bus,
+                request_timeout=settings.request_timeout,
+                suspect=monitor.suspect,
+            ),
+            server=server,
+            client=client,
+            bus=bus,
+            render_metrics=metrics.render,
+            started_at=self.started_at,
+            version=package_version(),
+        )
+        await self._start_gateway(http_socket)
+        self._write_address()
+        self._spawn_preload()
+
+    def _own_data_dir(self) -> None:
+        """Two servers on one data directory would overwrite each other: the second is refused."""
+        directory = self.settings.data_dir
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(directory / "server.lock")
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise StartupError(
+                f"Another ModelMora is running on the data directory {directory}. "
+                "Stop it, or choose another directory with MODELMORA_DATA_DIR."
+            ) from None
+        except OSError as error:
+            raise StartupError(
+                f"The data directory {directory} cannot be written: {error.strerror}. "
+                "Choose another with MODELMORA_DATA_DIR."
+            ) from error
+        self._exit.callback(lock.release)
+
+    def _listen(self, host: str, port: int, key: str) -> socket.socket:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            listening = socket.create_server((host, port), family=family, backlog=1024)
+        except OSError as error:
+            raise _port_error(host, port, key, error) from error
+        self._exit.callback(listening.close)
+        return listening
+
+    def _check_free(self, host: str, port: int, key: str) -> None:
+        """gRPC binds by itself, with a less helpful error and only after Triton has started."""
+        if port:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                socket.create_server((host, port), family=family).close()
+            except OSError as error:
+                raise _port_error(host, port, key, error) from error
+
+    async def _start_triton(self) -> TritonServer:
+        server: TritonServer
+        if self.settings.triton_grpc_url:
+            server = ExternalTriton(
+                self.settings.triton_grpc_url,
+                self.settings.triton_http_url,
+                self.settings.triton_metrics_url,
+            )
+        else:
+            server = EmbeddedTriton(
+                self.settings.model_repository, self.settings.data_dir / "triton"
+            )
+        self._exit.push_async_callback(server.stop)
+        await server.start()
+        return server
+
+    async def _start_lifecycle(
+        self,
+        store: ModelStore,
+        repository: ModelRepository,
+        server: TritonServer,
+        client: TritonClient,
+        bus: EventBus,
+    ) -> tuple[Scheduler, Monitor]:
+        await unload_strays(client, {version.triton_name for version in store.every_version()})
+        effects = TritonEffects(client, server, repository)
+        scheduler = Scheduler(
+            effects,
+            bus,
+            budget_mb=self.settings.memory_budget_mb,
+            max_models=self.settings.max_models,
+            load_timeout=self.settings.load_timeout,
+            record_memory=lambda servable, mb: store.record_memory(servable.version_id, mb),
+        )
+        server.on_lost.append(scheduler.server_lost)
+        server.on_restored.append(lambda: client.reconnect(server.endpoints))
+        server.on_restored.append(scheduler.server_restored)
+        monitor = Monitor(scheduler, effects, idle_ttl=self.settings.idle_ttl)
+        monitor.start()
+        self._exit.push_async_callback(scheduler.close)
+        self._exit.push_async_callback(monitor.stop)
+        return scheduler, monitor
+
+    async def _start_gateway(self, http_socket: socket.socket) -> None:
+        grpc_gateway = GrpcGateway(self.services, self.settings.host, self.settings.grpc_port)
+        self.grpc_port = await grpc_gateway.start()
+        self._exit.push_async_callback(grpc_gateway.stop, DRAIN_SECONDS)
+        http_server = _HttpServer(
+            uvicorn.Config(
+                create_app(self.services),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=int(DRAIN_SECONDS),
+            )
+        )
+        serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
+        self._exit.push_async_callback(_stop_http, http_server, serving)
+        while not http_server.started:
+            await asyncio.sleep(0.005)
+            if serving.done():
+                await serving
+
+    def _write_address(self) -> None:
+        """`server.json`: where this server listens, for tools that let it choose its ports."""
+        path = self.settings.data_dir / "server.json"
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        facts = {
+            "pid": os.getpid(),
+            "url": f"http://{host}:{self.http_port}",
+            "grpc_url": f"{host}:{self.grpc_port}",
+        }
+        staged = path.with_suffix(".tmp")
+        staged.write_bytes(msgspec.json.encode(facts))
+        staged.replace(path)
+        self._exit.callback(path.unlink, missing_ok=True)
+        seconds = round(time.monotonic() - self.started_at, 2)
+        log.info("ready", seconds=seconds, url=facts["url"], grpc_url=facts["grpc_url"])
+
+    def _spawn_preload(self) -> None:
+        task = asyncio.create_task(self._preload(), name="preload")
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        self._exit.push_async_callback(end)
+
+    async def _preload(self) -> None:
+        for name in self.settings.preload:
+            deadline = asyncio.get_running_loop().time() + self.settings.load_timeout
+            try:
+                servable = self.services.store.servable(name, None)
+                async with self.services.scheduler.lease(servable, deadline=deadline):
+                    log.info("preloaded", model_id=servable.model_id)
+            except ModelMoraError as error:  # it must not stop the service (domain §3.8)
+                log.warning("preload failed", model=name, reason=error.message)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: `serve` below has its own, for all parts."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _stop_http(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    server.should_exit = True
+    await serving
+
+
+def _keep(db: Database, event: DomainEvent) -> None:
+    """Store events of the lifecycle; the registry's are stored with their own changes."""
+    if event.stored and event.aggregate_type == LIFECYCLE:
+        with transaction(db):
+            append_event(db, event)
+
+
+def _port_error(host: str, port: int, key: str, error: OSError) -> StartupError:
+    return StartupError(
+        f"Cannot listen on {host}:{port}: {error.strerror or error}. "
+        f"Stop what uses it, or choose another with MODELMORA_{key.upper()}."
+    )
+
+
+def serve(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT; the exit code for the shell.
+
+    Raises:
+        StartupError: the service could not start.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    import uvloop
+
+    uvloop.install()
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    application = Application(settings)
+    stop = asyncio.Event()
+    signals = 0
+
+    def on_signal() -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:  # the second one ends it: Triton follows its dead parent
+            os._exit(130)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    starting = asyncio.create_task(application.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return 0
+    await starting
+    await stopping
+    await application.stop()
+    return 0

@@ -1,0 +1,35 @@
+"""Taking a model away: out of memory, out of the registry, off the disk."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
+
+if TYPE_CHECKING:
+    from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.install import Installer
+    from controlplane.registry.store import ModelStore
+
+
+async def remove_model(
+    store: ModelStore, installer: Installer, scheduler: Scheduler, name: str, *, force: bool
+) -> None:
+    """Uninstall a model, unloading it first when `force` says so.
+
+    Raises:
+        ModelNotFound: it is not registered.
+        ModelAlreadyLoaded: it is in memory and `force` is not set.
+        InvalidStateTransition: it is just being loaded.
+    """
+    model_id = store.get(name).model_id
+    shown = scheduler.view(model_id)
+    if shown is not None and shown.state.value != "failed":
+        if not force:
+            raise ModelAlreadyLoaded(model_id, "is loaded; unload it first, or use force")
+        await scheduler.unload(model_id)
+    await installer.uninstall(model_id)
+    # A request may have loaded it again between the two; from here on none finds it any more.
+    with contextlib.suppress(ModelNotLoaded):
+        await scheduler.unload(model_id)
