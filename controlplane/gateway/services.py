@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from controlplane.inference.infer import InferenceService
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.install import Installer
+    from controlplane.registry.model import Servable
     from controlplane.registry.store import ModelStore
     from controlplane.settings import Settings
     from controlplane.triton.client import TritonClient
@@ -24,6 +25,7 @@ class Services:
 
     Attributes:
         render_metrics: the Prometheus exposition and its content type.
+        suspect: told of a model whose answer was a failure of the server.
         started_at: `time.monotonic()` of the service's start.
         version: ModelMora's own version.
     """
@@ -39,3 +41,9 @@ class Services:
     render_metrics: Callable[[], tuple[bytes, str]]
     started_at: float
     version: str
+    suspect: Callable[[Servable], None] = lambda _: None
+
+    def suspect_after(self, servable: Servable, *, server_fault: bool) -> None:
+        """Have the model's health looked at when a failure was not the client's doing."""
+        if server_fault:
+            self.suspect(servable)

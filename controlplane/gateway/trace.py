@@ -50,9 +50,3 @@ def current_trace_id() -> str | None:
 def name_model(model_id: str) -> None:
     """Have the request's log lines, the access line included, carry the model's id."""
     structlog.contextvars.bind_contextvars(model_id=model_id)
-
-
-def named_model() -> str | None:
-    """The model id that `name_model` bound, None before."""
-    found = structlog.contextvars.get_contextvars().get("model_id")
-    return found if isinstance(found, str) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 MODEL_NAME = 1
 MODEL_VERSION = 2
@@ -78,9 +78,20 @@ def text_field(number: int, text: str) -> bytes:
     return varint(number << 3 | _LENGTH) + varint(len(value)) + value
 
 
-def bool_field(number: int, value: bool) -> bytes:
+def bool_field(number: int, *, value: bool) -> bytes:
     """An encoded `bool` field; false, being proto3's default, is not written."""
     return varint(number << 3) + b"\x01" if value else b""
+
+
+def keep_texts(message: bytes, number: int, kept: Container[str]) -> bytes:
+    """The message without those texts of a repeated `string` field that are not in `kept`."""
+    out, at = [], 0
+    for field in fields(message):
+        text = message[field.start : field.end]
+        if field.number != number or field.wire_type != _LENGTH or _text(text) in kept:
+            out.append(message[at : field.end])
+        at = field.end
+    return b"".join(out)
 
 
 def varint(value: int) -> bytes:

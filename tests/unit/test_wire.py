@@ -141,11 +141,19 @@ def test_varints_are_those_of_protobuf(value):
 
 
 def test_booleans():
-    assert pb.ServerLiveResponse.FromString(wire.bool_field(1, True)).live
-    assert wire.bool_field(1, False) == pb.ServerLiveResponse(live=False).SerializeToString()
+    assert pb.ServerLiveResponse.FromString(wire.bool_field(1, value=True)).live
+    assert wire.bool_field(1, value=False) == pb.ServerLiveResponse(live=False).SerializeToString()
 
 
 def test_a_large_tensor_is_skipped_not_walked():
     message = infer_request("a", "1", bytes(50_000_000)).SerializeToString()
     assert len(list(wire.fields(message))) == 6
     assert wire.read_names(message) == ("a", "1")
+
+
+def test_keeps_the_named_texts_of_a_repeated_field():
+    metadata = pb.ServerMetadataResponse(name="triton", version="2", extensions=["a", "b", "c"])
+    kept = wire.keep_texts(metadata.SerializeToString(), 3, {"a", "c"})
+    assert pb.ServerMetadataResponse.FromString(kept) == pb.ServerMetadataResponse(
+        name="triton", version="2", extensions=["a", "c"]
+    )

@@ -1,0 +1,125 @@
+"""What a call of Triton's protocol needs besides its transport: the model, the lease, the count.
+
+`v2_http.py` and `v2_grpc.py` carry bytes; every decision they share is here, so that a transport
+can be replaced without touching it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from controlplane.errors import InferenceTimeout, ModelMoraError
+from controlplane.events import InferenceFinished
+from controlplane.gateway.trace import name_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from controlplane.gateway.services import Services
+    from controlplane.registry.model import Servable
+
+# Of the extensions Triton reports, those that a client of ours can use.
+EXTENSIONS = frozenset(
+    {
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "parameters",
+        "schedule_policy",
+        "sequence",
+        "statistics",
+    }
+)
+CANCELLED = "CANCELLED"
+NOT_OFFERED = "is a part of Triton's protocol that ModelMora does not serve yet"
+
+
+class ClientGone(ModelMoraError):
+    """The client closed its connection before the answer was there."""
+
+    code = CANCELLED
+
+    def __init__(self) -> None:
+        super().__init__("The client is gone.")
+
+
+@dataclass
+class Outcome:
+    """How a call ended, for the metrics; `error_code` None means well."""
+
+    error_code: str | None = None
+    batch_size: int | None = None
+
+
+def resolve(services: Services, name: str, version: str | None) -> Servable:
+    """The servable a client names, in any spelling; its id goes into the request's log lines.
+
+    Raises:
+        InvalidModelId, ModelNotFound, VersionNotFound, ModelNotReady.
+    """
+    servable = services.store.servable(name, version or None)
+    name_model(servable.model_id)
+    return servable
+
+
+def server_is_ready(services: Services) -> bool:
+    """True while Triton takes requests."""
+    return services.server.state == "ready"
+
+
+def model_is_ready(services: Services, name: str, version: str | None) -> bool:
+    """True when a request for the model would be served, which may load it first."""
+    try:
+        resolve(services, name, version)
+    except ModelMoraError:
+        return False
+    return server_is_ready(services)
+
+
+def seconds_left(servable: Servable, deadline: float, timeout: float) -> float:
+    """Time until `deadline` on the event loop's clock.
+
+    Raises:
+        InferenceTimeout: there is none; `timeout` is what the request had, for the message.
+    """
+    left = deadline - asyncio.get_running_loop().time()
+    if left <= 0:
+        raise InferenceTimeout(servable.model_id, timeout)
+    return left
+
+
+@contextlib.contextmanager
+def counted(services: Services, servable: Servable, protocol: str) -> Iterator[Outcome]:
+    """Publish InferenceFinished when the block ends, however it ends.
+
+    An error that is passed on from Triton rather than raised is noted in the outcome.
+    """
+    outcome = Outcome()
+    started = time.perf_counter()
+    try:
+        yield outcome
+    except ModelMoraError as error:
+        outcome.error_code = error.code
+        raise
+    except asyncio.CancelledError:
+        outcome.error_code = CANCELLED
+        raise
+    except Exception:
+        outcome.error_code = ModelMoraError.code
+        raise
+    finally:
+        services.bus.publish(
+            InferenceFinished(
+                model_id=servable.model_id,
+                task_type=str(servable.task_type),
+                protocol=protocol,
+                status="error" if outcome.error_code else "success",
+                duration_seconds=time.perf_counter() - started,
+                batch_size=outcome.batch_size,
+                error_code=outcome.error_code,
+            )
+        )

@@ -1,0 +1,254 @@
+"""Checks of a v2 infer request over HTTP before Triton sees it.
+
+The server trusts the shapes of JSON tensors: a body of some 150 bytes with an impossible one ends
+its process, and most faults in JSON come back as status 500. So the JSON part is parsed here, its
+shapes are held against the data that came with them, and what was checked is what is forwarded,
+encoded anew: a key given twice, of which we would check one and Triton read the other, is gone.
+Protocol: KServe v2 REST with Triton's binary tensor data extension.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from controlplane.errors import InvalidInput
+from controlplane.gateway.errors import BodyTooLarge, NotOffered, UnsupportedMedia
+from controlplane.gateway.v2 import NOT_OFFERED
+
+_MAX_DIMENSION = 2**31 - 1
+_MAX_RANK = 32
+_SIZES = {
+    "BOOL": 1,
+    "UINT8": 1,
+    "UINT16": 2,
+    "UINT32": 4,
+    "UINT64": 8,
+    "INT8": 1,
+    "INT16": 2,
+    "INT32": 4,
+    "INT64": 8,
+    "FP16": 2,
+    "BF16": 2,
+    "FP32": 4,
+    "FP64": 8,
+}
+
+
+def _integers(low: int, high: int) -> Any:
+    return list[Annotated[int, msgspec.Meta(ge=low, le=high)]]
+
+
+# FP16 and BF16 have no JSON form in Triton: they travel as binary data only.
+_ELEMENTS: dict[str, Any] = {
+    "BYTES": list[str],
+    "BOOL": list[bool],
+    "FP32": list[float],
+    "FP64": list[float],
+    "UINT64": list[Annotated[int, msgspec.Meta(ge=0)]],
+    "INT64": list[int],
+    **{f"UINT{bits}": _integers(0, 2**bits - 1) for bits in (8, 16, 32)},
+    **{f"INT{bits}": _integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32)},
+}
+
+_Dimension = Annotated[int, msgspec.Meta(ge=0, le=_MAX_DIMENSION)]
+_Parameters = dict[str, str | int | float | bool]
+
+
+class _Input(msgspec.Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: Annotated[list[_Dimension], msgspec.Meta(max_length=_MAX_RANK)]
+    parameters: _Parameters = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct, omit_defaults=True):
+    name: str
+    parameters: _Parameters = {}
+
+
+class _InferRequest(msgspec.Struct, omit_defaults=True):
+    inputs: Annotated[list[_Input], msgspec.Meta(min_length=1)]
+    id: str | None = None
+    parameters: _Parameters = {}
+    outputs: list[_Output] = []
+
+
+_decoder = msgspec.json.Decoder(_InferRequest)
+_encoder = msgspec.json.Encoder()
+
+
+class Checked(NamedTuple):
+    """A body that may be forwarded, uncompressed.
+
+    Attributes:
+        header_length: bytes of JSON before the binary tensors, None when all is JSON.
+        batch_size: first dimension of the first input, None when unknown.
+    """
+
+    body: bytes
+    header_length: int | None
+    batch_size: int | None
+
+
+def check_infer_body(
+    body: bytes, *, header_length: str | None, encoding: str | None, limit: int
+) -> Checked:
+    """Check an infer request.
+
+    Args:
+        header_length: value of Inference-Header-Content-Length.
+        encoding: value of Content-Encoding.
+        limit: the most bytes that the body may have once decompressed.
+
+    Raises:
+        InvalidInput: naming what is wrong.
+        NotOffered: it wants shared memory.
+        UnsupportedMedia: its compression is unknown.
+        BodyTooLarge: it decompresses to more than `limit` bytes.
+    """
+    plain = decompress(body, encoding, limit)
+    if header_length is None:
+        json_part, binary = plain, None
+    else:
+        length = _header_length(header_length, len(plain))
+        if length == 0:  # "raw binary request": no JSON at all, the shape is the model's own
+            return Checked(plain, 0, None)
+        json_part, binary = plain[:length], memoryview(plain)[length:]
+    request = _parse(json_part)
+    _check_inputs(request.inputs, None if binary is None else len(binary))
+    batch_size = request.inputs[0].shape[0] if request.inputs[0].shape else None
+    encoded = _encoder.encode(request)
+    if binary is None:
+        return Checked(encoded, None, batch_size)
+    return Checked(b"".join((encoded, binary)), len(encoded), batch_size)
+
+
+def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
+    """The plain body of a request with `Content-Encoding: gzip` or `deflate`.
+
+    Raises:
+        InvalidInput, UnsupportedMedia, BodyTooLarge: as `check_infer_body`.
+    """
+    if encoding is None or encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is unknown; use gzip or deflate.")
+    # 32: zlib finds out by itself whether it is gzip or zlib framing (zlib's inflateInit2).
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        plain = stream.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"The body is not valid {encoding}: {error}.") from None
+    if len(plain) > limit:
+        raise BodyTooLarge(limit)
+    if not stream.eof:
+        raise InvalidInput(f"The {encoding} body is cut off.")
+    return plain
+
+
+def _header_length(text: str, available: int) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) > available:
+        raise InvalidInput(
+            f"Inference-Header-Content-Length must be a number of bytes up to {available}, "
+            f"got {text[:40]!r}."
+        )
+    return int(text)
+
+
+def _parse(json_part: bytes) -> _InferRequest:
+    try:
+        return _decoder.decode(json_part)
+    except RecursionError:
+        raise InvalidInput("The JSON is nested too deeply.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"The infer request is not valid: {error}") from None
+
+
+def _check_inputs(inputs: list[_Input], binary_bytes: int | None) -> None:
+    if len({tensor.name for tensor in inputs}) < len(inputs):
+        raise InvalidInput("Two inputs have the same name.")
+    claimed = sum(_check_input(tensor, binary=binary_bytes is not None) for tensor in inputs)
+    if binary_bytes is not None and claimed != binary_bytes:
+        raise InvalidInput(
+            f"The inputs claim {claimed} bytes of binary data, the request carries {binary_bytes}."
+        )
+
+
+def _check_input(tensor: _Input, *, binary: bool) -> int:
+    """Check one input; returns the bytes of binary data it claims."""
+    if tensor.datatype not in _SIZES and tensor.datatype != "BYTES":
+        raise _wrong(tensor, f"has the unknown datatype {tensor.datatype!r}")
+    if any(name.startswith("shared_memory") for name in tensor.parameters):
+        raise NotOffered(f"Input {tensor.name!r}: shared memory {NOT_OFFERED}.")
+    # Zero dimensions count as one here: a product that overflows on the way to zero is no better.
+    if math.prod(dimension or 1 for dimension in tensor.shape) > 2**62:
+        raise _wrong(tensor, f"has the impossible shape {tensor.shape}")
+    expected = math.prod(tensor.shape)
+    has_data = bool(memoryview(tensor.data))
+    size = tensor.parameters.get("binary_data_size")
+    if size is None:
+        _check_json_data(tensor, expected, has_data=has_data)
+        return 0
+    if not binary or has_data:
+        raise _wrong(tensor, "names a binary_data_size but comes as JSON")
+    return _check_binary_size(tensor, expected, size)
+
+
+def _check_json_data(tensor: _Input, expected: int, *, has_data: bool) -> None:
+    if not has_data:
+        raise _wrong(tensor, "has no data")
+    if tensor.datatype not in _ELEMENTS:
+        raise _wrong(tensor, f"is {tensor.datatype}, which has no JSON form; send it as binary")
+    count = _count_elements(tensor)
+    if count != expected:
+        raise _wrong(tensor, f"has {count} elements, its shape {tensor.shape} wants {expected}")
+
+
+def _check_binary_size(tensor: _Input, expected: int, size: Any) -> int:
+    if type(size) is not int or size < 0:
+        raise _wrong(tensor, "has a binary_data_size that is not a number of bytes")
+    element = _SIZES.get(tensor.datatype)
+    # Each BYTES element begins with its length in 4 bytes.
+    fits = size == expected * element if element else size >= expected * 4
+    if not fits:
+        raise _wrong(tensor, f"has {size} bytes, which does not fit its shape {tensor.shape}")
+    return size
+
+
+def _count_elements(tensor: _Input) -> int:
+    elements = _ELEMENTS[tensor.datatype]
+    try:
+        return len(msgspec.json.decode(tensor.data, type=elements))
+    except RecursionError:
+        raise _wrong(tensor, "is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        flat = _flatten(msgspec.json.decode(tensor.data))
+        if flat is None:
+            raise _wrong(tensor, f"has wrong data: {error}") from None
+    except msgspec.DecodeError as error:
+        raise _wrong(tensor, f"has wrong data: {error}") from None
+    try:
+        return len(msgspec.convert(flat, elements))
+    except msgspec.ValidationError as error:
+        raise _wrong(tensor, f"has wrong data: {error}") from None
+
+
+def _flatten(value: Any) -> list[Any] | None:
+    """The leaves of a list of lists in no particular order, None when there are no lists in it."""
+    if not isinstance(value, list) or not any(isinstance(item, list) for item in value):
+        return None
+    leaves: list[Any] = []
+    pending = [value]
+    while pending:
+        for item in pending.pop():
+            (pending if isinstance(item, list) else leaves).append(item)
+    return leaves
+
+
+def _wrong(tensor: _Input, what: str) -> InvalidInput:
+    return InvalidInput(f"Input {tensor.name!r} {what}.")
