@@ -79,8 +79,7 @@ class EmbeddedTriton:
         self._ports: tuple[int, int, int] | None = None
         self._secret = ""
         self._prefix = ""
-        self._is_up = asyncio.Event()
-        self._asked_to_restart = False
+        self._asked_to_die = False
         self.on_lost: list[Callback] = []
         self.on_restored: list[Callback] = []
 
@@ -155,18 +154,13 @@ class EmbeddedTriton:
             return 0
         return processes.kill_all(processes.stubs_of(self.pid, triton_name, triton_version))
 
-    async def restart(self) -> bool:
-        """Kill a server that is beyond help and return True when another one answers."""
-        if self._watch is None:
+    def kill(self) -> bool:
+        """Kill a server that is beyond help; another one is started at once."""
+        if self._process is None or self.pid is None:
             return False
-        self._is_up.clear()
-        self._asked_to_restart = True
-        if self._process is not None and self.pid is not None:
-            self._process.kill()
-        is_up = asyncio.ensure_future(self._is_up.wait())
-        await asyncio.wait({is_up, self._watch}, return_when=asyncio.FIRST_COMPLETED)
-        is_up.cancel()
-        return self._state == "ready"
+        self._asked_to_die = True
+        self._process.kill()
+        return True
 
     # -- one life of the process -----------------------------------------------------------------
 
@@ -302,8 +296,8 @@ class EmbeddedTriton:
             if loop.time() - started >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             self._state = "lost"
-            delay = 0.0 if self._asked_to_restart else backoff
-            self._asked_to_restart = False
+            delay = 0.0 if self._asked_to_die else backoff
+            self._asked_to_die = False
             _log.error("Triton died", exit_code=code, restart_in_s=delay)
             call_all(self.on_lost)
             await self._tear_down()
@@ -311,7 +305,6 @@ class EmbeddedTriton:
             self._state = "ready"
             _log.info("Triton is back", pid=self.pid)
             call_all(self.on_restored)
-            self._is_up.set()
 
     async def _restart(self, delay: float, backoff: float) -> float:
         """Try until the server answers; returns the backoff for its next death."""

@@ -110,8 +110,8 @@ class ExternalTriton:
             self._client = None
         self._state = "stopped"
 
-    async def restart(self) -> bool:
-        """False: the server is not ours to restart."""
+    def kill(self) -> bool:
+        """False: the server is not ours to end."""
         return False
 
     def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:  # noqa: ARG002

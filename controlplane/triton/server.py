@@ -77,10 +77,10 @@ class TritonServer(Protocol):
         """Kill that version's processes and say how many: the cure for a load that hangs."""
         ...
 
-    async def restart(self) -> bool:
-        """End a server that hangs and return True when another answers; both callbacks fire.
+    def kill(self) -> bool:
+        """End a server that hangs beyond help; it is lost and restored as if it had died.
 
-        False where the server is not ours to restart.
+        False where there is none, or it is not ours to end.
         """
         ...
 
