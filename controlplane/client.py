@@ -107,11 +107,25 @@ def _unreachable(url: str) -> Iterator[None]:
     except httpx.TimeoutException as error:
         raise ServerUnreachable(url, "timed out") from error
     except httpx.TransportError as error:
-        raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+        raise ServerUnreachable(url, _reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words, which httpx wraps differently per kind of client."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            # asyncio adds the address to it: "Connect call failed ('127.0.0.1', 8000)".
+            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__
 
 
 def _client_options(url: str) -> dict[str, Any]:
-    parsed = httpx.URL(url)
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        parsed = httpx.URL()
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"{url!r} is not a server's address: write http://host:port")
     return {

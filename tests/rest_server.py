@@ -1,0 +1,216 @@
+"""A real HTTP server that gives recorded REST answers, for tests of the client and the CLI.
+
+The bodies are the contract of docs/rest-api.md; `tests/integration/test_cli_real.py` runs the same
+commands against ModelMora itself, so that this file cannot drift away from it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MODEL_PATH = f"/api/v1/models/{MINILM}"
+INFER_PATH = f"/api/v1/infer/{MINILM}"
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    query: dict[str, str]
+    body: Any
+
+
+def model(status: str = "ready", **changes: Any) -> dict[str, Any]:
+    """A ModelResponse; a field that the client does not know is among them on purpose."""
+    ready = {
+        "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        "checksum": "sha256:" + "ab" * 32,
+        "backend": "text_embedding",
+        "engine": "onnxruntime",
+        "artefact_bytes": 91_000_000,
+        "measured_memory_mb": 205.4,
+        "artefact": {
+            "dimension": 384,
+            "max_seq_length": 256,
+            "parity": {"min_cosine": 0.9999999, "max_abs_diff": 2e-7},
+        },
+    }
+    return {
+        "id": "0b6fbe6e-3a3d-4a57-9d1c-6a2f3c1d2e4f",
+        "model_id": MINILM,
+        "task_type": "txt2embed",
+        "version": "main",
+        "current_version": "main",
+        "versions": ["main"],
+        "status": status,
+        "triton_name": "sentence-transformers--all-MiniLM-L6-v2",
+        "triton_version": 1,
+        "created_at": "2026-01-02T03:04:05.678901Z",
+        "updated_at": "2026-01-02T03:05:06Z",
+        "version_number": 3,
+        "a_field_of_tomorrow": True,
+        **(ready if status == "ready" else {}),
+        **changes,
+    }
+
+
+def progress(phase: str, fraction: float | None, **more: Any) -> dict[str, Any]:
+    return {"phase": phase, "step": phase, "fraction": fraction, "message": "", **more}
+
+
+def page(*models: dict[str, Any], total_pages: int = 1) -> dict[str, Any]:
+    return {
+        "data": list(models),
+        "pagination": {
+            "page": 1,
+            "page_size": 100,
+            "total_items": len(models) * total_pages,
+            "total_pages": total_pages,
+        },
+    }
+
+
+def error(code: str, message: str, **details: Any) -> dict[str, Any]:
+    trace_id = "7f1d6a9c-5f0e-4b8e-9f43-0d8f2e6f5a10"
+    return {"error": {"code": code, "message": message, "details": details, "trace_id": trace_id}}
+
+
+NOT_FOUND = error("MODEL_NOT_FOUND", f"Model '{MINILM}' is not registered.", model_id=MINILM)
+LOADED = {
+    "model_id": MINILM,
+    "version": "main",
+    "state": "ready",
+    "memory_usage_mb": 205.4,
+    "device": "cpu",
+    "loaded_at": "2026-01-02T03:06:00Z",
+    "last_used_at": "2026-01-02T03:07:00Z",
+    "request_count": 12,
+    "active_requests": 1,
+    "load_seconds": 0.84,
+    "health_status": {"healthy": True, "consecutive_failures": 0, "response_time_ms": 2.5},
+}
+UNLOADED = {"model_id": MINILM, "unloaded": True, "freed_mb": 205.4}
+INFERRED = {
+    "model_id": MINILM,
+    "version": "main",
+    "output_data": {"embeddings": [[0.25, -0.5, 0.125, 1.0, 0.0], [0.0] * 5], "dimension": 5},
+    "metadata": {
+        "inference_time_ms": 2.5,
+        "total_time_ms": 3.25,
+        "batch_size": 2,
+        "device": "cpu",
+    },
+}
+STATUS = {
+    "version": "0.1.0",
+    "uptime_seconds": 3725.0,
+    "memory": {
+        "total_mb": 16_000,
+        "used_mb": 205.4,
+        "available_mb": 12_000,
+        "threshold_mb": 13_600,
+    },
+    "gpu": {"available": False, "devices": []},
+    "triton": {"state": "ready", "kind": "embedded", "grpc_url": "127.0.0.1:41234"},
+    "loaded_models": [LOADED],
+    "models": {"registered": 2, "ready": 1},
+}
+HEALTH = {"status": "ok", "version": "0.1.0", "uptime_seconds": 3725.0, "models_loaded": 1}
+READY = {"status": "ready", "checks": {"database": "ok", "triton": "ok"}}
+NOT_READY = {"status": "not_ready", "checks": {"database": "ok", "triton": "lost"}}
+MODELS_HEALTH = {
+    "healthy_count": 1,
+    "unhealthy_count": 0,
+    "models": [{"model_id": MINILM, "healthy": True, "last_check_at": "2026-01-02T03:07:00Z"}],
+}
+RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
+    ("GET", "/api/v1/models"): (200, page(model())),
+    ("POST", "/api/v1/models"): (201, model("registered")),
+    ("GET", MODEL_PATH): (200, model()),
+    ("PUT", MODEL_PATH): (200, model(display_name="Mini")),
+    ("DELETE", MODEL_PATH): (204, None),
+    ("POST", f"{MODEL_PATH}/download"): (
+        202,
+        {"model_id": MINILM, "version": "main", "status": "downloading", "message": "Started."},
+    ),
+    ("POST", f"{MODEL_PATH}/load"): (200, LOADED),
+    ("POST", f"{MODEL_PATH}/unload"): (200, UNLOADED),
+    ("POST", INFER_PATH): (200, INFERRED),
+    ("GET", "/api/v1/status"): (200, STATUS),
+    ("GET", "/api/v1/settings"): (200, {"port": 8000, "preload": []}),
+    ("GET", "/health"): (200, HEALTH),
+    ("GET", "/health/ready"): (200, READY),
+    ("GET", "/health/models"): (200, MODELS_HEALTH),
+}
+
+
+class RestServer:
+    """Gives the recorded answers; a test may set others. `requests` is what was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self._answers = {key: [answer] for key, answer in RECORDED.items()}
+        self._asked = defaultdict(threading.Event)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def set(self, method: str, path: str, *answers: tuple[int, Any]) -> None:
+        """Give these answers (status, body) one after the other; the last one stays."""
+        self._answers[method, path] = list(answers)
+
+    def wait_for(self, method: str, path: str) -> None:
+        """Wait until that request has come."""
+        assert self._asked[method, path].wait(30), f"no {method} {path} came"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, request: Request) -> tuple[int, Any]:
+        self.requests.append(request)
+        self._asked[request.method, request.path].set()
+        missing = [(404, error("NOT_FOUND", f"There is no {request.path} here."))]
+        answers = self._answers.get((request.method, request.path), missing)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def _handler(outer) -> type[BaseHTTPRequestHandler]:  # noqa: N805
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _serve(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                content = self.rfile.read(length)
+                address = urlsplit(self.path)
+                request = Request(
+                    self.command,
+                    address.path,
+                    dict(parse_qsl(address.query)),
+                    json.loads(content) if content else None,
+                )
+                status, body = outer._answer(request)
+                text = body if isinstance(body, bytes) else json.dumps(body).encode()
+                payload = b"" if body is None else text
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                if status != 204:
+                    self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            do_GET = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler
