@@ -1,0 +1,257 @@
+"""Random histories of the scheduler: whatever happens in whatever order, its promises hold.
+
+Promises: the budget is never exceeded, no model with a lease is unloaded, one load at a time per
+model, no lease is lost, and when everything that can end has ended, nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from controlplane import events
+from controlplane.errors import LoadFailed, ModelMoraError
+from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.scheduler import Scheduler
+from controlplane.lifecycle.state import ModelState
+from controlplane.registry.model import Servable, TaskType
+
+BUDGET = 100.0
+SLOTS = 4
+NEEDS = [20.0, 30.0, 30.0, 45.0, 60.0, 100.0]
+
+
+def model(number: int) -> Servable:
+    return Servable(
+        model_id=f"org/m{number}",
+        version="main",
+        version_id=str(number),
+        task_type=TaskType.TXT2EMBED,
+        triton_name=f"org--m{number}",
+        triton_version=1,
+        need_mb=NEEDS[number],
+    )
+
+
+@dataclass(eq=False)
+class Client:
+    """One request: waits for its lease, holds it until told."""
+
+    target: Servable
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    holding: bool = False
+    task: asyncio.Task[None] | None = None
+
+    async def run(self, scheduler: Scheduler, priority: int) -> None:
+        deadline = asyncio.get_running_loop().time() + 3600
+        try:
+            async with scheduler.lease(self.target, deadline=deadline, priority=priority):
+                self.holding = True
+                await self.done.wait()
+        except ModelMoraError:
+            pass
+        finally:
+            self.holding = False
+
+
+@dataclass
+class OpenEffects:
+    """Effects that stay open until the history ends them; keeps its own book of the memory.
+
+    What it sees broken it notes in `violations`: an exception would end in the scheduler.
+    """
+
+    clients: list[Client]
+    loading: dict[str, asyncio.Future[Loaded]] = field(default_factory=dict)
+    unloading: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    in_memory: dict[str, float] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    async def load(self, target: Servable, timeout: float) -> Loaded:
+        name = target.model_id
+        if name in self.loading or name in self.in_memory:
+            self.violations.append(f"{name} is loaded twice")
+        future = self.loading[name] = asyncio.get_running_loop().create_future()
+        self.in_memory[name] = target.need_mb
+        loaded = None
+        try:
+            loaded = await future
+            return loaded
+        finally:
+            self.loading.pop(name, None)
+            if loaded is None:
+                self.in_memory.pop(name, None)
+            else:
+                self.in_memory[name] = loaded.memory_mb or target.need_mb
+
+    async def unload(self, target: Servable, timeout: float) -> None:
+        name = target.model_id
+        if any(client.holding and client.target == target for client in self.clients):
+            self.violations.append(f"{name} is busy and is unloaded")
+        future = self.unloading[name] = asyncio.get_running_loop().create_future()
+        try:
+            await future
+            self.in_memory.pop(name, None)
+        finally:
+            self.unloading.pop(name, None)
+
+    def lose(self) -> None:
+        """The server died: its memory is back at once."""
+        self.in_memory.clear()
+
+    def kill_server(self) -> bool:
+        return False
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clients: list[Client] = []
+        self.effects = OpenEffects(self.clients)
+        self.scheduler = Scheduler(
+            self.effects,
+            events.EventBus(),
+            budget_mb=BUDGET,
+            max_models=SLOTS,
+            load_timeout=30.0,
+        )
+        self.server_up = True
+
+    def settle(self) -> None:
+        async def turns() -> None:
+            for _ in range(12):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+        self.clients[:] = [c for c in self.clients if c.task is not None and not c.task.done()]
+
+    def call(self, function: object, *args: object) -> None:
+        async def inside() -> None:
+            function(*args)  # type: ignore[operator]
+
+        self.loop.run_until_complete(inside())
+        self.settle()
+
+    @rule(number=st.integers(0, len(NEEDS) - 1), priority=st.integers(1, 4))
+    def request(self, number: int, priority: int) -> None:
+        async def begin() -> None:
+            client = Client(model(number))
+            client.task = asyncio.ensure_future(client.run(self.scheduler, priority))
+            self.clients.append(client)
+
+        self.loop.run_until_complete(begin())
+        self.settle()
+
+    @precondition(lambda self: self.effects.loading)
+    @rule(data=st.data(), fails=st.booleans())
+    def end_a_load(self, data: st.DataObject, fails: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.effects.loading)))
+        future = self.effects.loading[name]
+        if fails:
+            self.call(future.set_exception, LoadFailed(name, "so it is"))
+        else:
+            size = NEEDS[int(name[-1])] * data.draw(st.sampled_from([0.5, 1.0]))
+            self.call(future.set_result, Loaded(size, None, 0.1, 1.0))
+
+    @precondition(lambda self: self.effects.unloading)
+    @rule(data=st.data())
+    def end_an_unload(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.effects.unloading)))
+        self.call(self.effects.unloading[name].set_result, None)
+
+    @precondition(lambda self: any(c.holding for c in self.clients))
+    @rule(data=st.data())
+    def end_a_request(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len([c for c in self.clients if c.holding]) - 1))
+        self.call([c for c in self.clients if c.holding][index].done.set)
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.clients) - 1))
+        task = self.clients[index].task
+        assert task is not None
+        self.call(task.cancel)
+
+    @rule(number=st.integers(0, len(NEEDS) - 1))
+    def unload(self, number: int) -> None:
+        async def ask() -> None:
+            task = asyncio.ensure_future(self.scheduler.unload(f"org/m{number}"))
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+        self.loop.run_until_complete(ask())
+        self.settle()
+
+    @rule()
+    def lose_or_restore_the_server(self) -> None:
+        self.server_up = not self.server_up
+        if not self.server_up:
+            self.effects.lose()
+        self.call(self.scheduler.server_restored if self.server_up else self.scheduler.server_lost)
+
+    @rule()
+    def let_backoffs_pass(self) -> None:
+        for resident in self.scheduler.residents():
+            resident.retry_at = 0.0
+
+    @invariant()
+    def budget_holds(self) -> None:
+        assert sum(self.effects.in_memory.values()) <= self.scheduler.used_mb <= BUDGET
+        assert len(self.effects.in_memory) <= SLOTS
+
+    @invariant()
+    def no_busy_model_is_evicted(self) -> None:
+        for resident in self.scheduler.residents():
+            if resident.state is ModelState.UNLOADING and resident.unload_reason == "lru_eviction":
+                assert resident.leases == 0
+
+    @invariant()
+    def nothing_was_violated(self) -> None:
+        assert self.effects.violations == []
+
+    @invariant()
+    def leases_are_those_of_the_clients(self) -> None:
+        for resident in self.scheduler.residents():
+            held = [c for c in self.clients if c.holding and c.target.key == resident.servable.key]
+            assert resident.leases == len(held)
+
+    def teardown(self) -> None:
+        if not self.server_up:
+            self.lose_or_restore_the_server()
+        for _ in range(200):
+            self.let_backoffs_pass()
+            for name in list(self.effects.loading):
+                self.call(
+                    self.effects.loading[name].set_result,
+                    Loaded(NEEDS[int(name[-1])], None, 0.1, 1.0),
+                )
+            for name in list(self.effects.unloading):
+                self.call(self.effects.unloading[name].set_result, None)
+            for client in list(self.clients):
+                if client.holding:
+                    self.call(client.done.set)
+            if not self.clients:
+                break
+        waiting = [client.target.model_id for client in self.clients]
+        assert waiting == [], "somebody was forgotten"
+        assert not any(r.leases or r.waiters for r in self.scheduler.residents())
+        self._close()
+
+    def _close(self) -> None:
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.loop.run_until_complete(end())
+        self.loop.close()
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
