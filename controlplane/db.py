@@ -7,7 +7,6 @@ way back (`migrate_down`) is ours, since the library has none.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import sqlite3
@@ -236,8 +235,3 @@ def to_text(moment: datetime) -> str:
 def from_text(text: str) -> datetime:
     """The moment that `to_text` wrote."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def is_disk_full(error: OSError) -> bool:
-    """True when the error says that the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
