@@ -23,7 +23,7 @@ LEGAL = {
 }
 
 
-@pytest.mark.parametrize(("current", "target"), itertools.product(ModelState, ModelState))
+@pytest.mark.parametrize(("current", "target"), list(itertools.product(ModelState, ModelState)))
 def test_exactly_the_legal_moves_are_possible(current: ModelState, target: ModelState) -> None:
     if (current.value, target.value) in LEGAL:
         assert move("org/m", current, target) is target
