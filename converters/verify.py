@@ -1,0 +1,186 @@
+"""Compares an exported graph, run by ONNX Runtime, with the PyTorch model it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+import torch
+
+from converters.tokenization import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from converters.sentence_layers import SentenceEncoder
+    from converters.tokenization import Tokenization
+
+    Inputs = dict[str, NDArray[np.int64]]
+    Vectors = NDArray[np.float32]
+
+MIN_COSINE = 0.9999
+MAX_ABS_DIFF = 1e-4
+
+# Beyond this the over-long text only has to be over-long where the model's limit is lower: the
+# cost of attention grows with the square of the length.
+_LONGEST = 600
+
+_SENTENCE = (
+    "Embeddings turn a text into a vector whose direction says what the text is about, so that "
+    "texts of one meaning lie close together and a search is a walk to the nearest neighbours"
+)
+_SCRIPTS = (
+    "Der schnelle braune Fuchs springt über den faulen Hund, nicht wahr? Äpfel, Öl, Übung, Maß.",
+    "Les élèves naïfs ont mangé des crêpes à Noël près de l'hôtel.",
+    "El niño pequeño soñó con un pingüino en la montaña.",
+    "Zażółć gęślą jaźń. Příliš žluťoučký kůň. Şişli'de çay içtik.",
+    "Съешь же ещё этих мягких французских булок, да выпей чаю.",
+    "Ο ΟΔΥΣΣΕΥΣ γύρισε στην Ιθάκη μετά από είκοσι χρόνια.",  # noqa: RUF001 - Greek it is
+    "素早い茶色の狐がのろまな犬を飛び越える。コンピューター。",
+    "敏捷的棕色狐狸跳过了懒狗。今天天气很好。",
+    "다람쥐 헌 쳇바퀴에 타고파. 오늘 날씨가 좋네요.",
+    "الثعلب البني السريع يقفز فوق الكلب الكسول.",
+    "השועל החום המהיר קופץ מעל הכלב העצלן.",
+    "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है।",
+    "สุนัขจิ้งจอกสีน้ำตาลกระโดดข้ามสุนัขขี้เกียจ",
+)
+_ODD = (
+    "",
+    " ",
+    "\n\t \u00a0",
+    "a",
+    "😀",
+    "🚀🎉 launch day! 👩‍👩‍👧‍👦 🇪🇺 ❤️",
+    "<s> </s> [CLS] [SEP] [MASK] <pad> <|endoftext|>",
+    "def f(x):\n    return {'a': [x**2, 0x1F, 1e-9]}  # code",
+    "https://example.org/a?b=c&d=%20#e user@example.org",
+    "ALL CAPITALS AND CamelCase AND snake_case",
+    "e\u0301 and é, ﬁ and fi, \u200bzero\u200bwidth, \ufeffmark",
+    "0123456789 3.14159 -273.15 1,000,000 ½ ²",
+    "!!! ??? ... --- ,,, ;;;",
+    "x" * 120,
+)
+_WORD_COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 80)
+_BATCHES = (1, 1, 1, 2, 3, 4, 8, 8, 8)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close the graph comes to PyTorch, the worst over all texts.
+
+    Attributes:
+        min_cosine: of the two vectors of one text; NaN when one has a value that is no number.
+        max_abs_diff: largest difference of two components.
+        scale: largest component of PyTorch's vectors, at least 1.
+    """
+
+    texts: int
+    min_cosine: float
+    max_abs_diff: float
+    scale: float = 1.0
+
+    @property
+    def holds(self) -> bool:
+        """Cosine >= 0.9999 and difference <= 1e-4; relative to the largest component for vectors
+        that are not of unit length, since float32 itself is only exact to 1e-7 of it.
+        """
+        # Written so that NaN fails.
+        return self.min_cosine >= MIN_COSINE and self.max_abs_diff <= MAX_ABS_DIFF * self.scale
+
+    def __str__(self) -> str:
+        return f"min cosine {self.min_cosine:.7f}, max abs diff {self.max_abs_diff:.1e}"
+
+
+def verification_texts(max_seq_length: int) -> list[str]:
+    """About 40 texts: many lengths and scripts, blanks, symbols and ones that must be cut."""
+    words = _SENTENCE.split()
+    lengths = [" ".join((words * 3)[i : i + n]) for i, n in enumerate(_WORD_COUNTS)]
+    over_long = " ".join(words * (1 + min(max_seq_length, _LONGEST) // len(words)))
+    texts = [*_ODD, *_SCRIPTS, *lengths, over_long + ".", f"{over_long} {over_long}"]
+    # A fixed shuffle puts short texts beside long ones; 17 has no factor in common with 39 texts.
+    return [texts[i * 17 % len(texts)] for i in range(len(texts))]
+
+
+class Check:
+    """One comparison: PyTorch's vectors are computed once, then any number of exports is held
+    against them.
+    """
+
+    def __init__(
+        self, encoder: SentenceEncoder, tokenizer: Tokenizer, tokenization: Tokenization
+    ) -> None:
+        texts = verification_texts(tokenization.max_seq_length)
+        self._texts = len(texts)
+        self._batches = [encode(tokenizer, batch, tokenization) for batch in _cut(texts)]
+        self._expected = [_run_torch(encoder, batch) for batch in self._batches]
+
+    @property
+    def dimension(self) -> int:
+        return int(self._expected[0].shape[1])
+
+    def compare(
+        self, model_file: Path, *, threads: int | None, progress: Callable[[float], None]
+    ) -> Parity:
+        """Run the graph on every batch and measure; `progress` is told the share done.
+
+        Raises:
+            Exception: whatever ONNX Runtime raises for a graph it cannot load or run.
+        """
+        session = _session(model_file, threads)
+        names = [value.name for value in session.get_inputs()]
+        found = []
+        for number, batch in enumerate(self._batches, start=1):
+            found.append(session.run(None, {name: batch[name] for name in names})[0])
+            progress(number / len(self._batches))
+        return measure(np.concatenate(self._expected), np.concatenate(found))
+
+
+def measure(expected: Vectors, found: Vectors) -> Parity:
+    """Parity of two [texts, dimension] arrays; shapes that differ or NaN anywhere fail it."""
+    if expected.shape != found.shape or not (_finite(expected) and _finite(found)):
+        return Parity(len(expected), float("nan"), float("nan"))
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    # Texts without tokens give zero vectors, which have no direction: equal when both are zero.
+    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
+    cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30))
+    return Parity(
+        texts=len(a),
+        min_cosine=float(cosines.min()),
+        max_abs_diff=float(np.abs(a - b).max()),
+        scale=max(1.0, float(np.abs(a).max())),
+    )
+
+
+def _finite(vectors: Vectors) -> bool:
+    return bool(np.isfinite(vectors).all())
+
+
+def _cut(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    start, sizes = 0, iter(_BATCHES)
+    while start < len(texts):
+        size = next(sizes, 8)
+        yield texts[start : start + size]
+        start += size
+
+
+def _run_torch(encoder: SentenceEncoder, batch: Inputs) -> Vectors:
+    with torch.no_grad():
+        vectors: Vectors = encoder(*(torch.from_numpy(batch[name]) for name in batch)).numpy()
+    return vectors
+
+
+def _session(model_file: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(
+        str(model_file), options, providers=["CPUExecutionProvider"]
+    )
