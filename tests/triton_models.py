@@ -54,6 +54,11 @@ class TritonPythonModel:
 """
 
 
+def config_text(name: str, version: int = 1) -> str:
+    """The config.pbtxt of the models that are written here."""
+    return _CONFIG.format(name=name, version=version)
+
+
 class TritonModels:
     """Writes models below `root`. All take `text_input` BYTES [batch, 1] and, optionally,
     `number` FP32 [batch, any], and answer `text_output` and `number_output`: the same, unless
@@ -83,7 +88,7 @@ class TritonModels:
         folder.mkdir(parents=True)
         source = _MODEL.format(initialize=_block(initialize), execute=_block(execute))
         (folder / "model.py").write_text(source, encoding="utf-8")
-        config = _CONFIG.format(name=name, version=version)
+        config = config_text(name, version)
         (folder.parent / "config.pbtxt").write_text(config, encoding="utf-8")
         return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -34,6 +33,7 @@ _HEADER = "modelmora-control"
 # statistics and inference stay open.
 _RESTRICTED = "model-repository,shared-memory,logging,trace"
 _HOST = "127.0.0.1"
+_SERVICES = 3  # gRPC, HTTP, metrics
 _PORT_ATTEMPTS = 5
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds before a restart, doubling
 STABLE_AFTER = 60.0  # a server that ran so long starts again with the first backoff
@@ -54,16 +54,18 @@ class EmbeddedTriton:
         *,
         python_path: Path | None = None,
         start_timeout: float = 30.0,
-        stop_timeout: float = 10.0,
+        stop_timeout: float = 8.0,
+        hang_timeout: float = 30.0,
         host: Host | None = None,
     ) -> None:
         """
         Args:
             model_repository: Triton's repository; created where missing.
-            state_dir: for the backend folder, the pid file and the instance's name.
+            state_dir: for the backend folder and the instance's name, which finds its processes.
             python_path: folder that holds the `backends` package; default: ours.
             start_timeout: seconds until the server must answer.
             stop_timeout: seconds for a graceful stop before it is killed.
+            hang_timeout: seconds without any sign of life after which it is killed.
             host: the machine's facts; default: this machine's.
         """
         self._repository = model_repository.absolute()
@@ -71,6 +73,7 @@ class EmbeddedTriton:
         self._python_path = python_path or Path(__file__).resolve().parents[2]
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
+        self._hang_timeout = hang_timeout
         self._host = host
         self._state: ServerState = "stopped"
         self._process: asyncio.subprocess.Process | None = None
@@ -185,18 +188,18 @@ class EmbeddedTriton:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             ports = self._ports or _free_ports()
             self._ports = ports
-            await self._spawn(ports)
-            if await self._answers():
+            pipe = await self._spawn(ports)
+            if await self._answers(pipe):
                 return
-            last_words = list(self._pipe.recent)[-5:] if self._pipe else []
-            await self._tear_down()
+            await self._tear_down()  # which reads the pipe to its end
+            last_words = list(pipe.recent)[-5:]
             taken = any("in use" in line.lower() for line in last_words)
             if not taken or attempt == _PORT_ATTEMPTS:
                 raise StartupError("Triton did not start: " + " | ".join(last_words))
             self._ports = None  # taken by somebody else since we looked
 
-    async def _spawn(self, ports: tuple[int, int, int]) -> None:
-        self._pipe = LogPipe()
+    async def _spawn(self, ports: tuple[int, int, int]) -> LogPipe:
+        self._pipe = pipe = LogPipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -206,16 +209,16 @@ class EmbeddedTriton:
                 str(os.getpid()),
                 *self._command(ports),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=self._pipe.write_fd,
-                stderr=self._pipe.write_fd,
+                stdout=pipe.write_fd,
+                stderr=pipe.write_fd,
                 cwd=self._state_dir,
                 env=server_environment(self._installation, python_path=self._python_path),
                 # A Ctrl-C in the terminal is for the control plane, which then stops the server.
                 start_new_session=True,
             )
         finally:
-            self._pipe.close_write_end()
-        self._pid_file.write_text(json.dumps({"pid": self._process.pid, "marker": self._prefix}))
+            pipe.close_write_end()
+        return pipe
 
     def _command(self, ports: tuple[int, int, int]) -> list[str]:
         http, grpc, metrics = ports
@@ -241,15 +244,19 @@ class EmbeddedTriton:
             f"--exit-timeout-secs={max(1, int(self._stop_timeout) - 2)}",
         ]
 
-    async def _answers(self) -> bool:
-        """True when the server is live, False when it ended or the time is over."""
+    async def _answers(self, pipe: LogPipe) -> bool:
+        """True when the server is live, False when it ended or the time is over.
+
+        Its own log has to name all three ports first: at a port that somebody else took, that
+        somebody would answer.
+        """
         deadline = asyncio.get_running_loop().time() + self._start_timeout
         client = TritonClient(self.endpoints)
         try:
             while self.pid is not None and asyncio.get_running_loop().time() < deadline:
-                if await client.live(timeout=1.0):
-                    return self.pid is not None
-                await asyncio.sleep(0.05)
+                if len(pipe.services) == _SERVICES and await client.live(timeout=1.0):
+                    return True
+                await asyncio.sleep(0.02)
         finally:
             await client.close()
         return False
@@ -263,7 +270,6 @@ class EmbeddedTriton:
             processes.kill_all(left := processes.find_marked(self._prefix))
             await processes.wait_gone(left, 5.0)
             processes.sweep_shared_memory(self._prefix)
-            self._pid_file.unlink(missing_ok=True)
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
@@ -280,10 +286,6 @@ class EmbeddedTriton:
                     process.kill()
         await process.wait()
 
-    @property
-    def _pid_file(self) -> Path:
-        return self._state_dir / "triton.pid"
-
     # -- supervision -----------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
@@ -292,7 +294,7 @@ class EmbeddedTriton:
         while True:
             started = loop.time()
             assert self._process is not None
-            code = await self._process.wait()
+            code = await self._watch_until_dead(self._process)
             if loop.time() - started >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
             self._state = "lost"
@@ -305,6 +307,24 @@ class EmbeddedTriton:
             self._state = "ready"
             _log.info("Triton is back", pid=self.pid)
             call_all(self.on_restored)
+
+    async def _watch_until_dead(self, process: asyncio.subprocess.Process) -> int:
+        """Return the exit code when the process ended; a process that hangs is killed."""
+        loop = asyncio.get_running_loop()
+        ended = asyncio.ensure_future(process.wait())
+        client = TritonClient(self.endpoints)
+        last_seen = loop.time()
+        try:
+            while not (await asyncio.wait({ended}, timeout=self._hang_timeout / 6))[0]:
+                if await client.live(timeout=self._hang_timeout / 6):
+                    last_seen = loop.time()
+                elif loop.time() - last_seen >= self._hang_timeout and self.pid is not None:
+                    _log.error("Triton hangs and is killed", pid=process.pid)
+                    process.kill()
+            return ended.result()
+        finally:
+            ended.cancel()
+            await client.close()
 
     async def _restart(self, delay: float, backoff: float) -> float:
         """Try until the server answers; returns the backoff for its next death."""

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections import deque
+from pathlib import Path
 
 import structlog
 
@@ -16,6 +17,16 @@ _log = structlog.get_logger(__name__)
 # month and day, time, process, place, message (Triton's "default" log format).
 _LINE = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ (\d+) ([^ \]]+:\d+)\] ?(.*)", re.DOTALL)
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
+_STARTED = re.compile(r"Started (GRPCInferenceService|HTTPService|Metrics Service) at ")
+# What Triton complains about on every machine without a GPU, one line of it as an error.
+_NO_GPU = (
+    "Unable to allocate pinned system memory",
+    "CUDA memory pool disabled",
+    "CudaDriverHelper has not been initialized",
+    "Failed to initialize NVML",
+    "DCGM unable to start",
+)
+_HAS_GPU = Path("/dev/nvidiactl").exists()
 _MAX_LINE = 16 * 1024
 _CHUNK = 64 * 1024
 
@@ -43,13 +54,22 @@ def parse_line(line: str) -> LogLine | None:
     The tables that Triton prints at start become debug lines; what models print, plain lines.
     """
     match = _LINE.fullmatch(line)
-    if match is not None:
-        severity, _, origin, message = match.groups()
-        return LogLine(_LEVELS[severity], origin, _unquoted(message)) if message else None
-    if not line.strip():
+    if match is None:
+        return _plain_line(line.rstrip())
+    severity, _, origin, message = match.groups()
+    level = "debug" if _is_noise(message) else _LEVELS[severity]
+    return LogLine(level, origin, _unquoted(message)) if message else None
+
+
+def _plain_line(text: str) -> LogLine | None:
+    if not text:
         return None
-    is_table = line.startswith(("+-", "| ")) and line.rstrip().endswith(("+", "|"))
-    return LogLine("debug" if is_table else "info", None, line.rstrip())
+    is_table = text.startswith(("+-", "| ")) and text.endswith(("+", "|"))
+    return LogLine("debug" if is_table or _is_noise(text) else "info", None, text)
+
+
+def _is_noise(text: str) -> bool:
+    return not _HAS_GPU and any(part in text for part in _NO_GPU)
 
 
 def _unquoted(message: str) -> str:
@@ -66,6 +86,10 @@ class LogPipe:
 
     Not asyncio's own subprocess pipes: a stub that outlives the server keeps the write end open,
     and this end must be closable at any time.
+
+    Attributes:
+        recent: the last lines, tables and noise left out.
+        services: which of Triton's three frontends have said that they listen.
     """
 
     def __init__(self, *, keep: int = 50) -> None:
@@ -76,6 +100,7 @@ class LogPipe:
         self._loop.add_reader(self._read_fd, self._drain)
         self._open = True
         self.recent: deque[str] = deque(maxlen=keep)
+        self.services: set[str] = set()
 
     def close_write_end(self) -> None:
         """To be called once the child has it, or the end of file would never come."""
@@ -86,25 +111,27 @@ class LogPipe:
     def close(self) -> None:
         """Log what is there and let go of the pipe."""
         self.close_write_end()
-        if self._open:
-            self._drain()
+        while self._open and self._drain():
+            continue
         if self._open:
             self._shut()
 
-    def _drain(self) -> None:
+    def _drain(self) -> bool:
+        """Read once; False when there was nothing to read."""
         try:
             data = os.read(self._read_fd, _CHUNK)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._shut()
-            return
+            return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._emit(line)
         if len(self._rest) > _MAX_LINE:  # no newline in sight: do not hoard a model's output
             self._emit(self._rest)
             self._rest = b""
+        return True
 
     def _shut(self) -> None:
         self._open = False
@@ -118,5 +145,7 @@ class LogPipe:
             return
         if line.level != "debug":
             self.recent.append(line.text)
+        if (started := _STARTED.match(line.text)) is not None:
+            self.services.add(started[1])
         where = {"origin": line.origin} if line.origin else {"source": "model"}
         getattr(_log, line.level)(line.text, server="triton", **where)
