@@ -25,6 +25,7 @@ class Services:
 
     Attributes:
         render_metrics: the Prometheus exposition and its content type.
+        check_database: raises when the database does not answer.
         suspect: told of a model whose answer was a failure of the server.
         started_at: `time.monotonic()` of the service's start.
         version: ModelMora's own version.
@@ -42,6 +43,7 @@ class Services:
     started_at: float
     version: str
     suspect: Callable[[Servable], None] = lambda _: None
+    check_database: Callable[[], object] = lambda: None
 
     def suspect_after(self, servable: Servable, *, server_fault: bool) -> None:
         """Have the model's health looked at when a failure was not the client's doing."""

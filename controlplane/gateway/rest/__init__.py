@@ -1,0 +1,46 @@
+"""The REST API on Litestar. Handlers parse, make one call and render."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+
+from controlplane.gateway.http import HttpGateway
+from controlplane.gateway.rest import docs, infer, lifecycle, models, system
+from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
+from controlplane.gateway.rest.requests import JsonRequest
+from controlplane.gateway.services import Services
+from controlplane.gateway.v2_http import V2Http
+
+if TYPE_CHECKING:
+    from controlplane.gateway.asgi import App
+
+API_ROUTES = [*models.ROUTES, *lifecycle.ROUTES, *infer.ROUTES, *system.ROUTES]
+
+
+def create_app(services: Services) -> HttpGateway:
+    """The ASGI application of the HTTP port: REST, docs, metrics, and Triton's protocol at /v2.
+
+    Its `close` must be awaited at the end, unless the server runs the lifespan protocol.
+    """
+    v2 = V2Http(services)
+
+    def provide_services() -> Services:
+        return services
+
+    rest = Litestar(
+        [*API_ROUTES, *docs.ROUTES],
+        dependencies={"services": Provide(provide_services, sync_to_thread=False)},
+        exception_handlers=EXCEPTION_HANDLERS,
+        request_class=JsonRequest,
+        request_max_body_size=services.settings.max_request_bytes,
+        state=State({"max_request_bytes": services.settings.max_request_bytes}),
+        on_shutdown=[v2.close],
+        # The document is served by docs.py, logs are written by structlog.
+        openapi_config=None,
+        logging_config=None,
+    )
+    return HttpGateway(cast("App", rest), v2)

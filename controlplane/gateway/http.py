@@ -1,0 +1,78 @@
+"""The one HTTP port: traces and logs each request, and gives it to /v2 or to the REST API."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from controlplane.gateway.asgi import header
+from controlplane.gateway.trace import TRACE_HEADER, begin_trace
+
+if TYPE_CHECKING:
+    from controlplane.gateway.asgi import App, Message, Receive, Scope, Send
+    from controlplane.gateway.v2_http import V2Http
+
+access = structlog.get_logger("modelmora.access")
+
+# A Triton name where the REST routes want two segments; `--` cannot occur in a model id.
+_TRITON_NAME = re.compile(r"(/api/v1/(?:models|infer)/)((?:(?!--)[^/])+)--((?:(?!--)[^/])+)(/.*)?")
+# Asked for every few seconds by machines: the log would hold little else.
+_QUIET = ("/health", "/metrics", "/api/v1/metrics", "/v2/health")
+CLIENT_GONE = 499  # as nginx logs it; never sent
+
+
+class HttpGateway:
+    """The outermost ASGI application. `close` ends what it keeps open towards Triton."""
+
+    def __init__(self, rest: App, v2: V2Http) -> None:
+        self._rest = rest
+        self._v2 = v2
+
+    async def close(self) -> None:
+        """Close connections; for servers that do not speak ASGI's lifespan protocol."""
+        await self._v2.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's lifespan."""
+        if scope["type"] != "http":
+            await self._rest(scope, receive, send)
+            return
+        began = time.perf_counter()
+        trace = begin_trace(header(scope, TRACE_HEADER), header(scope, "traceparent"))
+        status = CLIENT_GONE
+
+        async def traced_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", ()))
+                message = {**message, "headers": [*headers, (b"x-trace-id", trace.encode())]}
+            await send(message)
+
+        path = scope["path"]
+        try:
+            await self._app_for(path)(_spelled_out(scope), receive, traced_send)
+        finally:
+            _log_access(scope["method"], path, status, began)
+
+    def _app_for(self, path: str) -> App:
+        return self._v2 if path == "/v2" or path.startswith("/v2/") else self._rest
+
+
+def _spelled_out(scope: Scope) -> Scope:
+    """The request with a Triton name in a REST path written as the model id it stands for."""
+    match = _TRITON_NAME.fullmatch(scope["path"])
+    if match is None:
+        return scope
+    start, org, repo, rest = match.groups()
+    return {**scope, "path": f"{start}{org}/{repo}{rest or ''}"}
+
+
+def _log_access(method: str, path: str, status: int, began: float) -> None:
+    milliseconds = round((time.perf_counter() - began) * 1000, 3)
+    quiet = status < 400 and path.startswith(_QUIET)
+    write = access.debug if quiet else access.info
+    write("http", method=method, path=path, status=status, duration_ms=milliseconds)

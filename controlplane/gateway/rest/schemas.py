@@ -1,0 +1,435 @@
+"""The JSON bodies of the REST API (domain §8.3).
+
+Absent values are UNSET, never null: what has no value is left out (domain §1.6). Memory is MB.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from controlplane.lifecycle.resident import ResidentView
+from controlplane.registry.files import Progress
+from controlplane.registry.model import Model, ModelChange, NewModel, ResourceRequirements
+
+T = TypeVar("T")
+
+_EXAMPLE_ID = "sentence-transformers/all-MiniLM-L6-v2"
+Id = Annotated[str, Meta(description="Model id, ORG/NAME.", examples=[_EXAMPLE_ID])]
+Version = Annotated[
+    str,
+    Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
+]
+Json = dict[str, Any]
+
+
+def present(value: T | None) -> T | UnsetType:
+    """`value`, or UNSET for None."""
+    return UNSET if value is None else value
+
+
+class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of request bodies: a misspelt field is an error, not a silent default."""
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+class Requirements(Request):
+    memory_mb: Annotated[int, Meta(description="Memory the model needs, MB.", examples=[512])]
+    gpu_vram_mb: int = 0
+    cpu_threads: int = 1
+    gpu_count: int | None = None
+    min_memory_mb: int | None = None
+    disk_space_mb: int | None = None
+
+    def to_domain(self) -> ResourceRequirements:
+        return msgspec.convert(self, ResourceRequirements, from_attributes=True)
+
+
+class RegisterModelRequest(Request):
+    model_id: Id
+    task_type: Annotated[str, Meta(description="What the model does.", examples=["txt2embed"])]
+    version: Version = "main"
+    display_name: str | None = None
+    description: str | None = None
+    source_url: Annotated[
+        str | None,
+        Meta(
+            description="Where versions come from instead of the HuggingFace hub.",
+            examples=["file:///srv/models/minilm"],
+        ),
+    ] = None
+    resource_requirements: Requirements | None = None
+    config: Json = {}
+    custom_params: Json = {}
+    framework: str = "pytorch"
+    framework_version: str | None = None
+    metadata: Json = {}
+    created_by: str | None = None
+
+    def to_domain(self) -> NewModel:
+        values = msgspec.structs.asdict(self)
+        if self.resource_requirements is not None:
+            values["resource_requirements"] = self.resource_requirements.to_domain()
+        return NewModel(**values)
+
+
+class UpdateModelRequest(Request):
+    """Fields left out stay as they are; null clears a text."""
+
+    display_name: str | UnsetType | None = UNSET
+    description: str | UnsetType | None = UNSET
+    config: Json | UnsetType = UNSET
+    resource_requirements: Requirements | UnsetType = UNSET
+    version_number: Annotated[
+        int | UnsetType,
+        Meta(description="Refuse the change (409) if the model is no longer at this number."),
+    ] = UNSET
+
+    def to_domain(self) -> ModelChange:
+        requirements = self.resource_requirements
+        return ModelChange(
+            display_name=self.display_name,
+            description=self.description,
+            config=self.config,
+            resource_requirements=(
+                requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
+            ),
+        )
+
+
+class ProgressBody(msgspec.Struct, kw_only=True):
+    """How far an installation is; `fraction` is 0 to 1 within the phase."""
+
+    phase: str
+    step: str
+    message: str
+    fraction: float | UnsetType = UNSET
+    bytes_done: int | UnsetType = UNSET
+    bytes_total: int | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, progress: Progress) -> ProgressBody:
+        return cls(
+            phase=progress.phase,
+            step=progress.step,
+            message=progress.message,
+            fraction=present(progress.fraction),
+            bytes_done=present(progress.bytes_done),
+            bytes_total=present(progress.bytes_total),
+        )
+
+
+class ModelResponse(msgspec.Struct, kw_only=True):
+    """A model; `status` and everything about its bytes are those of the current version."""
+
+    id: str
+    model_id: Id
+    task_type: str
+    version: Version
+    current_version: Version
+    versions: list[str]
+    status: Literal["registered", "downloading", "exporting", "ready", "failed"]
+    config: Json
+    custom_params: Json
+    framework: str
+    triton_name: str
+    triton_version: int
+    created_at: datetime
+    updated_at: datetime
+    version_number: int
+    error: str | UnsetType = UNSET
+    display_name: str | UnsetType = UNSET
+    description: str | UnsetType = UNSET
+    source_url: str | UnsetType = UNSET
+    resource_requirements: Json | UnsetType = UNSET
+    revision: str | UnsetType = UNSET
+    checksum: str | UnsetType = UNSET
+    artifact_uri: str | UnsetType = UNSET
+    framework_version: str | UnsetType = UNSET
+    backend: str | UnsetType = UNSET
+    engine: str | UnsetType = UNSET
+    measured_memory_mb: float | UnsetType = UNSET
+    artefact_bytes: int | UnsetType = UNSET
+    artefact: Json | UnsetType = UNSET
+    progress: ProgressBody | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, model: Model, progress: Progress | None = None) -> ModelResponse:
+        current = model.current
+        needs = current.resource_requirements
+        return cls(
+            id=model.id,
+            model_id=model.model_id,
+            task_type=str(model.task_type),
+            version=current.version,
+            current_version=model.current_version,
+            versions=[version.version for version in model.versions],
+            status=current.status.value,
+            error=present(current.error_message),
+            display_name=present(model.display_name),
+            description=present(model.description),
+            source_url=present(model.source_url),
+            config=model.config,
+            custom_params=model.custom_params,
+            resource_requirements=UNSET if needs is None else _without_nulls(needs),
+            revision=present(current.revision),
+            checksum=present(current.checksum),
+            artifact_uri=present(current.artifact_uri),
+            framework=current.framework,
+            framework_version=present(current.framework_version),
+            backend=present(current.backend),
+            engine=present(current.engine),
+            triton_name=current.triton_name,
+            triton_version=current.triton_version,
+            measured_memory_mb=present(current.measured_memory_mb),
+            artefact_bytes=present(current.artefact_bytes),
+            artefact=_artefact(current.artefact),
+            progress=UNSET if progress is None else ProgressBody.of(progress),
+            created_at=model.created_at,
+            updated_at=model.updated_at,
+            version_number=model.version,
+        )
+
+
+def _without_nulls(value: msgspec.Struct) -> Json:
+    return {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
+
+
+def _artefact(manifest: Json | None) -> Json | UnsetType:
+    """What people ask of a converted model, out of the converter's manifest."""
+    if not manifest:
+        return UNSET
+    embedding = manifest.get("text_embedding") or {}
+    chosen = {
+        "dimension": embedding.get("dimension"),
+        "max_seq_length": embedding.get("max_seq_length"),
+        "parity": manifest.get("parity"),
+        "converter": manifest.get("converter"),
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+class Pagination(msgspec.Struct, kw_only=True):
+    page: int
+    page_size: int
+    total_items: int
+    total_pages: int
+
+
+class ModelPage(msgspec.Struct, kw_only=True):
+    data: list[ModelResponse]
+    pagination: Pagination
+
+
+class DownloadRequest(Request):
+    version: Version | None = None
+
+
+class DownloadAccepted(msgspec.Struct, kw_only=True):
+    model_id: Id
+    version: Version
+    status: str
+    message: str
+
+
+# -- lifecycle ---------------------------------------------------------------------------------
+
+
+class LoadRequest(Request):
+    version: Version | None = None
+
+
+class HealthStatus(msgspec.Struct, kw_only=True):
+    healthy: bool
+    consecutive_failures: int
+    last_check_at: datetime | UnsetType = UNSET
+    error_message: str | UnsetType = UNSET
+    response_time_ms: float | UnsetType = UNSET
+
+
+class ModelStatusResponse(msgspec.Struct, kw_only=True):
+    """A model in memory, on its way there, or failed to get there."""
+
+    model_id: Id
+    version: Version
+    state: Literal["unloaded", "loading", "loaded", "unhealthy", "unloading", "failed"]
+    memory_usage_mb: float
+    peak_memory_mb: float
+    device: str
+    request_count: int
+    active_requests: int
+    health_status: HealthStatus
+    loaded_at: datetime | UnsetType = UNSET
+    last_used_at: datetime | UnsetType = UNSET
+    load_seconds: float | UnsetType = UNSET
+    process_id: int | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, view: ResidentView) -> ModelStatusResponse:
+        return cls(
+            model_id=view.model_id,
+            version=view.version,
+            state=view.state.value,
+            memory_usage_mb=round(view.memory_mb, 1),
+            peak_memory_mb=round(view.peak_mb, 1),
+            device=view.device,
+            request_count=view.request_count,
+            active_requests=view.active_requests,
+            health_status=HealthStatus(
+                healthy=view.healthy,
+                consecutive_failures=view.consecutive_failures,
+                last_check_at=present(view.last_check_at),
+                error_message=present(view.health_error),
+                response_time_ms=present(view.response_time_ms),
+            ),
+            loaded_at=present(view.loaded_at),
+            last_used_at=present(view.last_used_at),
+            load_seconds=present(view.load_seconds),
+            process_id=present(view.process_id),
+        )
+
+
+class UnloadResponse(msgspec.Struct, kw_only=True):
+    model_id: Id
+    freed_mb: float
+    unloaded: bool = True
+
+
+# -- inference ---------------------------------------------------------------------------------
+
+
+class InferenceRequest(Request):
+    input_data: Annotated[
+        Json,
+        Meta(
+            description='The task\'s input; for txt2embed `{"text": "…"}` or a list of texts.',
+            examples=[{"text": "How do I reset my password?"}],
+        ),
+    ]
+    parameters: Json = {}
+    priority: Annotated[str, Meta(description="critical, high, medium or low.")] = "medium"
+    timeout_seconds: Annotated[
+        float | None, Meta(description="How long to wait for the answer, up to 600 seconds.")
+    ] = None
+    version: Version | None = None
+
+
+class InferenceMetadata(msgspec.Struct, kw_only=True):
+    """Times in milliseconds; the total includes waiting for the model to be loaded."""
+
+    inference_time_ms: float
+    total_time_ms: float
+    batch_size: int
+    device: str
+
+
+class InferenceResponse(msgspec.Struct, kw_only=True):
+    model_id: Id
+    version: Version
+    output_data: Json
+    metadata: InferenceMetadata
+
+
+# -- the system --------------------------------------------------------------------------------
+
+
+class MemoryStatus(msgspec.Struct, kw_only=True):
+    """Memory in MB.
+
+    Attributes:
+        total_mb: of this machine or its cgroup.
+        used_mb: what loaded models take of the budget.
+        available_mb: what the machine could still give away.
+        threshold_mb: the budget for models.
+    """
+
+    total_mb: float
+    used_mb: float
+    available_mb: float
+    threshold_mb: float
+
+
+class GpuDevice(msgspec.Struct, kw_only=True):
+    device_id: int
+    name: str
+
+
+class GpuStatus(msgspec.Struct, kw_only=True):
+    available: bool
+    devices: list[GpuDevice]
+
+
+class TritonStatus(msgspec.Struct, kw_only=True):
+    state: Literal["stopped", "starting", "ready", "lost"]
+    kind: Literal["embedded", "external"]
+    grpc_url: str
+    http_url: str
+
+
+class ModelCounts(msgspec.Struct, kw_only=True):
+    registered: int
+    ready: int
+
+
+class SystemStatus(msgspec.Struct, kw_only=True):
+    version: str
+    uptime_seconds: float
+    memory: MemoryStatus
+    gpu: GpuStatus
+    triton: TritonStatus
+    loaded_models: list[ModelStatusResponse]
+    models: ModelCounts
+
+
+class Alive(msgspec.Struct, kw_only=True):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, kw_only=True):
+    """`checks` says "ok" or what is wrong, for each thing the service needs."""
+
+    status: Literal["ready", "not_ready"]
+    checks: dict[str, str]
+
+
+class Health(msgspec.Struct, kw_only=True):
+    status: Literal["ok", "degraded"]
+    version: str
+    uptime_seconds: float
+    models_loaded: int
+
+
+class ModelHealth(msgspec.Struct, kw_only=True):
+    model_id: Id
+    healthy: bool
+    last_check_at: datetime | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ModelsHealth(msgspec.Struct, kw_only=True):
+    healthy_count: int
+    unhealthy_count: int
+    models: list[ModelHealth]
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+class ErrorBody(msgspec.Struct, kw_only=True):
+    code: Annotated[str, Meta(description="Stable code.", examples=["MODEL_NOT_FOUND"])]
+    message: str
+    details: Annotated[
+        Json | UnsetType, Meta(description="`fields` maps field paths to messages.")
+    ] = UNSET
+    trace_id: Annotated[
+        str | UnsetType, Meta(description="Finds the request in the server's log.")
+    ] = UNSET
+
+
+class ErrorResponse(msgspec.Struct, kw_only=True):
+    error: ErrorBody
