@@ -11,6 +11,7 @@ from controlplane.errors import ChecksumMismatch, ConcurrentModification, Invali
 from controlplane.events import (
     DomainEvent,
     EventBus,
+    ModelDownloadRequested,
     ModelUpdated,
     ModelVersionPinned,
     ModelVersionStatusChanged,
@@ -75,8 +76,32 @@ class VersionStore:
         """
         with self._change() as events:
             known = self.version(model_id, version)
-            events.append(self._move(known, VersionStatus(status), error_message=error_message))
+            target = VersionStatus(status)
+            if target is VersionStatus.DOWNLOADING:
+                events.append(
+                    ModelDownloadRequested(
+                        aggregate_id=DEFAULT_CATALOG_ID,
+                        model_id=known.model_id,
+                        version=known.version,
+                    )
+                )
+            events.append(self._move(known, target, error_message=error_message))
         return self.version(known.model_id, known.version)
+
+    def check_pin(self, model_id: str, version: str, checksum: str) -> ModelVersion:
+        """Find out whether `pin` would accept these bytes; the version as it is.
+
+        Raises:
+            as `pin`.
+        """
+        check_checksum(checksum)
+        known = self.version(model_id, version)
+        if known.checksum is None:
+            check_reuse(self._db, known, checksum)
+        elif known.checksum != checksum:
+            what = f"The source of {known.model_id} version {known.version}"
+            raise ChecksumMismatch(what, known.checksum, checksum)
+        return known
 
     def pin(
         self, model_id: str, version: str, *, revision: str | None, checksum: str, artifact_uri: str
@@ -88,15 +113,10 @@ class VersionStore:
             ChecksumMismatch: it is pinned to other bytes.
             VersionAlreadyExists: its name was deleted and stood for other bytes.
         """
-        check_checksum(checksum)
         with self._change() as events:
-            known = self.version(model_id, version)
+            known = self.check_pin(model_id, version, checksum)
             if known.checksum is not None:
-                if known.checksum != checksum:
-                    what = f"The source of {known.model_id} version {known.version}"
-                    raise ChecksumMismatch(what, known.checksum, checksum)
                 return known
-            check_reuse(self._db, known, checksum)
             self._write_version(
                 known, revision=revision, checksum=checksum, artifact_uri=artifact_uri
             )
