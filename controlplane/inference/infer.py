@@ -19,10 +19,9 @@ from controlplane.errors import (
 )
 from controlplane.inference import tasks
 from controlplane.lifecycle.memory import device
-from controlplane.triton.client import (
+from controlplane.triton.failures import (
     ModelUnknown,
     RequestRejected,
-    TritonClient,
     TritonError,
     TritonTimeout,
     TritonUnavailable,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.model import Servable
     from controlplane.registry.store import ModelStore
+    from controlplane.triton.client import TritonClient
 
 # Triton's max_batch_size of our models; longer lists travel as several requests, which the
 # server is free to run beside other clients' requests.

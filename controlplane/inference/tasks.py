@@ -79,7 +79,7 @@ def parse_txt2embed(input_data: Mapping[str, Any], parameters: Mapping[str, Any]
     errors |= _option_error(merged, "prompt_name", str, "a string")
     texts = merged.get("text")
     single = isinstance(texts, str)
-    listed = [texts] if single else texts
+    listed: Any = [texts] if single else texts
     if not isinstance(listed, list):
         errors["input_data.text"] = ["must be a string or a list of strings"]
     elif len(listed) > MAX_ITEMS:
@@ -88,8 +88,10 @@ def parse_txt2embed(input_data: Mapping[str, Any], parameters: Mapping[str, Any]
         errors |= _text_errors(listed, single=single)
     if errors:
         raise ValidationFailed(errors)
-    options = {name: merged[name] for name in ("normalize", "prompt_name") if name in merged}
-    return TextBatch(texts=tuple(listed or ()), single=single, parameters=options)
+    options: dict[str, Any] = {
+        name: merged[name] for name in ("normalize", "prompt_name") if name in merged
+    }
+    return TextBatch(texts=tuple(listed), single=single, parameters=options)
 
 
 def _option_error(

@@ -11,11 +11,12 @@ import structlog
 
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle import health, memory
-from controlplane.triton.client import TritonClient, TritonError, TritonTimeout, TritonUnavailable
+from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
 
 if TYPE_CHECKING:
     from controlplane.registry.model import Servable
     from controlplane.registry.repository import ModelRepository
+    from controlplane.triton.client import TritonClient
     from controlplane.triton.server import TritonServer
 
 log = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from controlplane import events
 from controlplane.errors import ModelMoraError
 from controlplane.lifecycle import health
 from controlplane.lifecycle.state import ModelState
-from controlplane.triton.client import TritonError
+from controlplane.triton.failures import TritonError
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.effects import TritonEffects

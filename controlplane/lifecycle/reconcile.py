@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import structlog
 
-from controlplane.triton.client import TritonClient, TritonError
+from controlplane.triton.failures import TritonError
+
+if TYPE_CHECKING:
+    from controlplane.triton.client import TritonClient
 
 log = structlog.get_logger(__name__)
 
