@@ -1,6 +1,7 @@
 """At start, after a crash at any line: make rows and folders agree again.
 
-Rows are the truth. A folder that no row accounts for is removed; a row whose folder is gone says so.
+Rows are the truth: a folder that no row accounts for is removed, a row whose folder is gone says
+so.
 """
 
 from __future__ import annotations

@@ -1,0 +1,209 @@
+"""One installation: resolve and download, convert, pin and publish a version."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from controlplane.errors import DownloadFailed, ExportFailed
+from controlplane.registry.conversion import CONVERTER, convert
+from controlplane.registry.disk import remove_tree, reporting_full_disk, require_space
+from controlplane.registry.files import FetchedSource, Progress, SourceFile, source_checksum
+from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
+from controlplane.registry.sources import HubLimits, fetch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from controlplane.registry.repository import ModelRepository
+    from controlplane.registry.store import ModelStore
+    from controlplane.settings import Settings
+
+_DOWNLOADS_AT_ONCE = 4
+_T = TypeVar("_T")
+
+
+class _Artefact(msgspec.Struct):
+    """What the registry itself needs of a converter's manifest."""
+
+    backend: str
+    engine: str
+    files: list[SourceFile]
+
+
+class Workshop:
+    """What installations share.
+
+    Args:
+        converter: command line of the converter, up to its options.
+        limits: patience with the hub.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        repository: ModelRepository,
+        settings: Settings,
+        *,
+        converter: Sequence[str] = CONVERTER,
+        limits: HubLimits | None = None,
+    ) -> None:
+        self.store = store
+        self.repository = repository
+        self.settings = settings
+        self.converter = converter
+        self.limits = limits
+        self.downloads = settings.data_dir.absolute() / "downloads"
+        self.threads = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download")
+        self.downloading = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
+        # A conversion takes all cores and several times the model's size in memory.
+        self.converting = asyncio.Semaphore(1)
+
+
+class Installation:
+    """One version being installed; its row is `downloading` when this begins.
+
+    Attributes:
+        progress: how far it is.
+    """
+
+    def __init__(self, workshop: Workshop, model: Model, version: ModelVersion) -> None:
+        self.model_id = ModelId.parse(model.model_id)
+        self.version = version
+        self.progress = Progress(
+            phase="downloading", step="resolve", message="asking the source for its files"
+        )
+        self._model = model
+        self._shop = workshop
+        self._cancelled = threading.Event()
+        self._source = workshop.downloads / self.model_id.triton_name / str(version.triton_version)
+
+    async def run(self) -> None:
+        """Do it all; the row is `ready` at the end.
+
+        When it is cancelled or fails, no artefact is published; a downloaded source stays for the
+        next attempt.
+
+        Raises:
+            ModelMoraError: why it failed; the row's status is left to the caller.
+        """
+        store, name = self._shop.store, self._model.model_id
+        async with self._shop.downloading:
+            source = await self._download()
+        store.check_pin(name, self.version.version, source.checksum)
+        store.set_status(name, self.version.version, VersionStatus.EXPORTING)
+        self._report(Progress(phase="exporting", step="wait", message="waiting for the converter"))
+        async with self._shop.converting:
+            await self._convert(source)
+
+    def _report(self, progress: Progress) -> None:
+        self.progress = progress
+
+    async def _download(self) -> FetchedSource:
+        call = partial(
+            fetch,
+            self.model_id,
+            self.version.revision or self.version.version,
+            self._model.source_url,
+            self._source,
+            allow_pickle=self._shop.settings.allow_pickle,
+            progress=self._report,
+            cancelled=self._cancelled,
+            checksum=self.version.checksum,
+            limits=self._shop.limits,
+        )
+        loop = asyncio.get_running_loop()
+        waiting = _to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
+        timeout = self._shop.settings.install_timeout
+        try:
+            return await asyncio.wait_for(waiting, timeout)
+        except (asyncio.TimeoutError, TimeoutError) as error:
+            raise DownloadFailed(
+                f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
+            ) from error
+
+    async def _convert(self, source: FetchedSource) -> None:
+        size = sum(file.size for file in source.files)
+        with reporting_full_disk(self._shop.repository.root, lambda: size):
+            require_space(self._shop.repository.root, size)
+            staging = self._shop.repository.new_staging()
+            output = staging / "artefact"
+            try:
+                manifest = await convert(
+                    self._command(source, output),
+                    timeout=self._shop.settings.install_timeout,
+                    on_progress=self._report,
+                )
+                await self._publish(source, manifest, output)
+            finally:
+                await asyncio.shield(asyncio.to_thread(remove_tree, staging))
+
+    def _command(self, source: FetchedSource, output: Path) -> list[str]:
+        options = {
+            "--task": self._model.task_type.value,
+            "--source": str(self._source),
+            "--output": str(output),
+            "--model-id": self._model.model_id,
+            "--version": self.version.version,
+            "--revision": source.revision,
+            "--source-checksum": source.checksum,
+        }
+        command = [*self._shop.converter]
+        for name, value in options.items():
+            command += [name, value] if value is not None else []
+        return [*command, "--allow-pickle"] if self._shop.settings.allow_pickle else command
+
+    async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
+        """Pin, move the artefact into place, and only then call the version ready."""
+        try:
+            artefact = msgspec.convert(manifest, _Artefact)
+        except msgspec.ValidationError as error:
+            raise ExportFailed(f"The converter's manifest cannot be read: {error}.") from error
+        name, version = self._model.model_id, self.version.version
+        self._shop.store.pin(
+            name,
+            version,
+            revision=source.revision,
+            checksum=source.checksum,
+            artifact_uri=source.artifact_uri,
+        )
+        number = self.version.triton_version
+        publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)
+        try:
+            await _to_its_end(asyncio.ensure_future(publishing))
+            self._shop.store.mark_ready(
+                name,
+                version,
+                manifest=manifest,
+                artefact_bytes=sum(file.size for file in artefact.files),
+                artefact_checksum=source_checksum(artefact.files),
+            )
+        except BaseException:
+            self._shop.repository.remove_version(self.model_id, number)
+            raise
+
+
+async def _to_its_end(
+    work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
+) -> _T:
+    """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.
+
+    Without that the thread would go on writing into folders that are being removed.
+    """
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        on_cancel()
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        if not work.cancelled():
+            work.exception()  # looked at, so that it is not reported as lost
+        raise
