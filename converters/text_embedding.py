@@ -141,13 +141,14 @@ def _write_tokenizer(
     hf_tokenizer: Any, model: SentenceModel, tokenization: Tokenization, output: Path
 ) -> None:
     from converters.tokenization import write_tokenizer
-    from converters.verify import verification_texts
+    from converters.verify import verification_batches
 
+    batches = verification_batches(tokenization.max_seq_length)
     write_tokenizer(
         hf_tokenizer,
         model.transformer.folder,
         output,
-        texts=verification_texts(tokenization.max_seq_length),
+        texts=[text for batch in batches for text in batch],
         lower_case=model.transformer.do_lower_case,
     )
 

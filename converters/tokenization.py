@@ -136,5 +136,5 @@ def _parse(path: Path) -> Tokenizer:
 def _agree(loaded: Any, from_file: Tokenizer, texts: list[str]) -> bool:
     from_file.no_padding()
     from_file.no_truncation()
-    expected = loaded(texts, truncation=False, padding=False)["input_ids"]
+    expected = loaded(texts, truncation=False, padding=False, verbose=False)["input_ids"]
     return [e.ids for e in from_file.encode_batch(texts)] == [list(ids) for ids in expected]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from converters.tokenization import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -67,7 +68,7 @@ _ODD = (
     "x" * 120,
 )
 _WORD_COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 80)
-_BATCHES = (1, 1, 1, 2, 3, 4, 8, 8, 8)
+_BATCH_SIZES = (1, 1, 2, 4, 8, 8, 8, 5)
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,19 @@ class Parity:
         return f"min cosine {self.min_cosine:.7f}, max abs diff {self.max_abs_diff:.1e}"
 
 
-def verification_texts(max_seq_length: int) -> list[str]:
-    """About 40 texts: many lengths and scripts, blanks, symbols and ones that must be cut."""
+def verification_batches(max_seq_length: int) -> list[list[str]]:
+    """39 texts in batches of 1 to 8: many lengths and scripts, blanks, symbols, and two that must
+    be cut. These two are in small batches: everything beside them is padded to their length.
+    """
     words = _SENTENCE.split()
     lengths = [" ".join((words * 3)[i : i + n]) for i, n in enumerate(_WORD_COUNTS)]
+    texts = [*_ODD, *_SCRIPTS, *lengths]
+    # A fixed shuffle puts short texts beside long ones; 17 and 37 texts have no common factor.
+    mixed = iter([texts[i * 17 % len(texts)] for i in range(len(texts))])
+    batches = [list(islice(mixed, size)) for size in _BATCH_SIZES]
     over_long = " ".join(words * (1 + min(max_seq_length, _LONGEST) // len(words)))
-    texts = [*_ODD, *_SCRIPTS, *lengths, over_long + ".", f"{over_long} {over_long}"]
-    # A fixed shuffle puts short texts beside long ones; 17 has no factor in common with 39 texts.
-    return [texts[i * 17 % len(texts)] for i in range(len(texts))]
+    batches[2].append(f"{over_long} {over_long}")
+    return [*batches, [over_long + "."]]
 
 
 class Check:
@@ -115,9 +121,8 @@ class Check:
     def __init__(
         self, encoder: SentenceEncoder, tokenizer: Tokenizer, tokenization: Tokenization
     ) -> None:
-        texts = verification_texts(tokenization.max_seq_length)
-        self._texts = len(texts)
-        self._batches = [encode(tokenizer, batch, tokenization) for batch in _cut(texts)]
+        batches = verification_batches(tokenization.max_seq_length)
+        self._batches = [encode(tokenizer, batch, tokenization) for batch in batches]
         self._expected = [_run_torch(encoder, batch) for batch in self._batches]
 
     @property
@@ -160,14 +165,6 @@ def measure(expected: Vectors, found: Vectors) -> Parity:
 
 def _finite(vectors: Vectors) -> bool:
     return bool(np.isfinite(vectors).all())
-
-
-def _cut(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    start, sizes = 0, iter(_BATCHES)
-    while start < len(texts):
-        size = next(sizes, 8)
-        yield texts[start : start + size]
-        start += size
 
 
 def _run_torch(encoder: SentenceEncoder, batch: Inputs) -> Vectors:
