@@ -20,6 +20,7 @@ from controlplane.triton.installation import (
     Host,
     assemble_backends,
     find_installation,
+    link_package,
     server_environment,
 )
 from controlplane.triton.server import Callback, Endpoints, ServerState, call_all
@@ -52,7 +53,7 @@ class EmbeddedTriton:
         model_repository: Path,
         state_dir: Path,
         *,
-        python_path: Path | None = None,
+        package: Path | None = None,
         start_timeout: float = 30.0,
         stop_timeout: float = 8.0,
         hang_timeout: float = 30.0,
@@ -62,7 +63,7 @@ class EmbeddedTriton:
         Args:
             model_repository: Triton's repository; created where missing.
             state_dir: for the backend folder and the instance's name, which finds its processes.
-            python_path: folder that holds the `backends` package; default: ours.
+            package: the `backends` package that models import; default: ours.
             start_timeout: seconds until the server must answer.
             stop_timeout: seconds for a graceful stop before it is killed.
             hang_timeout: seconds without any sign of life after which it is killed.
@@ -70,7 +71,7 @@ class EmbeddedTriton:
         """
         self._repository = model_repository.absolute()
         self._state_dir = state_dir.absolute()
-        self._python_path = python_path or Path(__file__).resolve().parents[2]
+        self._package = package or Path(__file__).resolve().parents[2] / "backends"
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
         self._hang_timeout = hang_timeout
@@ -172,7 +173,8 @@ class EmbeddedTriton:
         try:
             self._repository.mkdir(parents=True, exist_ok=True)
             self._state_dir.mkdir(parents=True, exist_ok=True)
-            assemble_backends(self._installation, self._state_dir / "backends")
+            assemble_backends(self._installation, self._state_dir / "triton_backends")
+            link_package(self._package, self._state_dir / "stub_home")
             self._prefix = processes.instance_prefix(self._state_dir)
         except OSError as error:
             raise StartupError(
@@ -211,8 +213,9 @@ class EmbeddedTriton:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=pipe.write_fd,
                 stderr=pipe.write_fd,
-                cwd=self._state_dir,
-                env=server_environment(self._installation, python_path=self._python_path),
+                # What the stubs import from first.
+                cwd=self._state_dir / "stub_home",
+                env=server_environment(self._installation),
                 # A Ctrl-C in the terminal is for the control plane, which then stops the server.
                 start_new_session=True,
             )
@@ -228,7 +231,7 @@ class EmbeddedTriton:
         return [
             str(self._installation.server),
             f"--model-repository={self._repository}",
-            f"--backend-directory={self._state_dir / 'backends'}",
+            f"--backend-directory={self._state_dir / 'triton_backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._prefix}",
             "--model-control-mode=explicit",
             "--strict-readiness=false",

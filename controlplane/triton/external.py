@@ -9,6 +9,7 @@ import structlog
 
 from controlplane.errors import SettingsError, StartupError
 from controlplane.triton.client import TritonClient
+from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
 from controlplane.triton.server import Callback, Endpoints, ServerState, call_all
 
 _log = structlog.get_logger(__name__)
@@ -124,17 +125,42 @@ class ExternalTriton:
 
     async def _supervise(self, client: TritonClient) -> None:
         misses = 0
+        known: set[str] = set()  # models that the server has had a state for
         while True:
             await asyncio.sleep(self._poll_seconds)
-            misses = 0 if await client.live() else misses + 1
-            if misses == 0 and self._state == "lost":
-                self._state = "ready"
-                _log.info("Triton is back", grpc_url=self._endpoints.grpc_url)
-                call_all(self.on_restored)
-            elif misses >= MISSES_UNTIL_LOST and self._state == "ready":
-                self._state = "lost"
-                _log.error("Triton does not answer", grpc_url=self._endpoints.grpc_url)
-                call_all(self.on_lost)
+            states = await _states(client)
+            misses = misses + 1 if states is None else 0
+            if states is None:
+                if misses >= MISSES_UNTIL_LOST and self._state == "ready":
+                    self._mark_lost("Triton does not answer")
+                continue
+            # Unloaded models keep a state; only a new server process has none for them. It may
+            # be back between two looks.
+            if self._state == "ready" and any(not states.get(name, "?") for name in known):
+                self._mark_lost("Triton was restarted")
+            if self._state == "lost":
+                self._mark_restored()
+            known = {name for name, state in states.items() if state}
+
+    def _mark_lost(self, why: str) -> None:
+        self._state = "lost"
+        _log.error(why, grpc_url=self._endpoints.grpc_url)
+        call_all(self.on_lost)
+
+    def _mark_restored(self) -> None:
+        self._state = "ready"
+        _log.info("Triton is back", grpc_url=self._endpoints.grpc_url)
+        call_all(self.on_restored)
+
+
+async def _states(client: TritonClient) -> dict[str, str] | None:
+    """State of each model in the index; None when the server does not answer."""
+    try:
+        return {entry.name: entry.state for entry in await client.index()}
+    except (TritonUnavailable, TritonTimeout):
+        return None
+    except TritonError:  # it answers, but keeps its index from us
+        return {}
 
 
 def _host_and_port(setting: str, url: str, scheme: str) -> tuple[str, int]:

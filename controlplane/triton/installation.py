@@ -138,22 +138,34 @@ def assemble_backends(installation: Installation, directory: Path) -> Path:
     return directory
 
 
+def link_package(package: Path, directory: Path) -> None:
+    """Make a folder with nothing but a link to a Python package, for the stubs to run in.
+
+    A stub's interpreter puts its working directory first on `sys.path` and takes no notice of
+    PYTHONPATH: this makes the package importable from a checkout too, and nothing else with it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.iterdir():
+        if stale.name != package.name and (stale.is_symlink() or stale.is_file()):
+            stale.unlink()
+    _link(package, directory / package.name)
+
+
 def _link(source: Path, target: Path) -> None:
     fresh = target.with_name(f".{target.name}.new")
     fresh.unlink(missing_ok=True)
     try:
         fresh.symlink_to(source)
     except OSError:  # a file system without links
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+            return
         shutil.copy2(source, fresh)
     fresh.replace(target)
 
 
-def server_environment(installation: Installation, *, python_path: Path) -> dict[str, str]:
-    """The environment of the server, which its stubs inherit.
-
-    Args:
-        python_path: folder that contains the `backends` package.
-    """
+def server_environment(installation: Installation) -> dict[str, str]:
+    """The environment of the server, which its stubs inherit."""
     environment = dict(os.environ)
     for secret in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):  # models have no use for them
         environment.pop(secret, None)
@@ -162,9 +174,6 @@ def server_environment(installation: Installation, *, python_path: Path) -> dict
     # The stub's interpreter finds its virtual environment through the python3 first in PATH, also
     # when nobody activated it; otherwise "No module named '_struct'", or packages are missing.
     _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
-    # Site-packages is on the path anyway; ahead of the standard library it could shadow it.
-    if str(python_path) not in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        _prepend(environment, "PYTHONPATH", [str(python_path)])
     environment["PYTHONUNBUFFERED"] = "1"  # or a model's prints arrive when its process ends
     return environment
 
