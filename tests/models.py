@@ -16,7 +16,11 @@ import string
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 HIDDEN = 32
 _SPREAD = 0.3
@@ -227,6 +231,58 @@ def sentence_files(
         _json(folder / "sentence_bert_config.json", transformer)
 
 
+def add_layer_norm(folder: Path) -> None:
+    """Append Dropout and a LayerNorm with weights of its own to modules.json."""
+    import torch
+    from safetensors.torch import save_file
+
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    for kind in ("Dropout", "LayerNorm"):
+        number = len(modules)
+        path = f"{number}_{kind}"
+        module = {"idx": number, "name": str(number), "path": path}
+        modules.append(module | {"type": f"sentence_transformers.models.{kind}"})
+    _json(folder / modules[-2]["path"] / "config.json", {"dropout": 0.2})
+    _json(folder / modules[-1]["path"] / "config.json", {"dimension": HIDDEN})
+    torch.manual_seed(13)
+    weights = {f"norm.{name}": torch.randn(HIDDEN) for name in ("weight", "bias")}
+    save_file(weights, folder / modules[-1]["path"] / "model.safetensors")
+    _json(folder / "modules.json", modules)
+
+
+def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Vectors of `texts`, all in one batch, from what the manifest says alone.
+
+    A second reading of the contract between converters and backends, written here on purpose.
+    """
+    import numpy as np
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    facts = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))["text_embedding"]
+    tokenizer = Tokenizer.from_file(str(artefact / facts["tokenizer_file"]))
+    tokenizer.enable_truncation(facts["max_seq_length"], direction=facts["truncation_side"])
+    tokenizer.enable_padding(
+        direction=facts["padding_side"],
+        pad_id=facts["pad_token_id"],
+        pad_type_id=facts["pad_token_type_id"],
+    )
+    prompt = facts["prompts"].get(facts["default_prompt_name"], "")
+    lowered = [text.lower() if facts["do_lower_case"] else text for text in texts]
+    encodings = tokenizer.encode_batch([prompt + text for text in lowered])
+    columns = {
+        "input_ids": [e.ids for e in encodings],
+        "attention_mask": [e.attention_mask for e in encodings],
+        "token_type_ids": [e.type_ids for e in encodings],
+    }
+    session = onnxruntime.InferenceSession(
+        str(artefact / facts["model_file"]), providers=["CPUExecutionProvider"]
+    )
+    feeds = {name: np.array(columns[name], dtype=np.int64) for name in facts["input_names"]}
+    vectors: NDArray[np.float32] = session.run([facts["output_name"]], feeds)[0]
+    return vectors
+
+
 def _write(folder: Path, model_class: Any, config: Any, tokenizer: Any, **sentence: Any) -> Path:
     import torch
 
@@ -253,6 +309,8 @@ def _dense(folder: Path, config: dict[str, Any]) -> None:
         config["in_features"], config["out_features"], bias=config.get("bias", True)
     )
     weights = {f"linear.{name}": value for name, value in layer.state_dict().items()}
+    if config.get("use_residual") and config["in_features"] != config["out_features"]:
+        weights["residual.weight"] = torch.randn(config["out_features"], config["in_features"])
     save_file(weights, folder / "model.safetensors")
 
 
