@@ -122,6 +122,8 @@ class Application:
             render_metrics=metrics.render,
             started_at=self.started_at,
             version=package_version(),
+            suspect=monitor.suspect,
+            check_database=lambda: db.execute("SELECT 1").fetchone(),
         )
         await self._start_gateway(http_socket)
         self._write_address()
@@ -211,9 +213,11 @@ class Application:
         grpc_gateway = GrpcGateway(self.services, self.settings.host, self.settings.grpc_port)
         self.grpc_port = await grpc_gateway.start()
         self._exit.push_async_callback(grpc_gateway.stop, DRAIN_SECONDS)
+        http_gateway = create_app(self.services)
+        self._exit.push_async_callback(http_gateway.close)
         http_server = _HttpServer(
             uvicorn.Config(
-                create_app(self.services),
+                http_gateway,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

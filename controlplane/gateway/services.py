@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from litestar.params import Dependency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,3 +51,7 @@ class Services:
         """Have the model's health looked at when a failure was not the client's doing."""
         if server_fault:
             self.suspect(servable)
+
+
+# As a parameter of a route: handed over as it is, not taken apart and checked as input is.
+GivenServices = Annotated[Services, Dependency(skip_validation=True)]

@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Tag
 from litestar.response import Redirect
 
-from controlplane.gateway.services import Services
+from controlplane.gateway.services import GivenServices
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -35,7 +35,7 @@ first request for a model loads it. Every error has one form, `{"error": {"code"
 
 
 @get("/openapi.json", include_in_schema=False)
-async def openapi(services: Services) -> Response[bytes]:
+async def openapi(services: GivenServices) -> Response[bytes]:
     """The OpenAPI 3.1 document."""
     return Response(
         openapi_document(services.version), media_type="application/vnd.oai.openapi+json"

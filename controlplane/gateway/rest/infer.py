@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import post
+from litestar.params import FromPath
 
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
@@ -12,7 +13,7 @@ from controlplane.gateway.rest.schemas import (
     InferenceRequest,
     InferenceResponse,
 )
-from controlplane.gateway.services import Services
+from controlplane.gateway.services import GivenServices
 from controlplane.inference.infer import InferRequest
 
 
@@ -25,7 +26,7 @@ from controlplane.inference.infer import InferRequest
     responses=failures(400, 404, 409, 413, 415, 500, 503, 504),
 )
 async def infer(
-    org: str, repo: str, data: InferenceRequest, services: Services
+    org: FromPath[str], repo: FromPath[str], data: InferenceRequest, services: GivenServices
 ) -> InferenceResponse:
     """Run a model on the input and wait for the answer; loads the model if it is not loaded."""
     request = InferRequest(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from litestar import post
+from litestar.params import FromPath
 
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import LoadRequest, ModelStatusResponse, UnloadResponse
-from controlplane.gateway.services import Services
+from controlplane.gateway.services import GivenServices
 
 TAGS = ["Lifecycle"]
 _ONE = "/api/v1/models/{org:str}/{repo:str}"
@@ -24,7 +25,10 @@ _ONE = "/api/v1/models/{org:str}/{repo:str}"
     responses=failures(400, 404, 409, 415, 500, 503, 504),
 )
 async def load_model(
-    org: str, repo: str, services: Services, data: LoadRequest | None = None
+    org: FromPath[str],
+    repo: FromPath[str],
+    services: GivenServices,
+    data: LoadRequest | None = None,
 ) -> ModelStatusResponse:
     """Load a model now, unloading others if room is needed; answers when it is loaded."""
     servable = services.store.servable(model_name(org, repo), data.version if data else None)
@@ -40,7 +44,9 @@ async def load_model(
     tags=TAGS,
     responses=failures(400, 404, 409),
 )
-async def unload_model(org: str, repo: str, services: Services) -> UnloadResponse:
+async def unload_model(
+    org: FromPath[str], repo: FromPath[str], services: GivenServices
+) -> UnloadResponse:
     """Let running requests end, then free the model's memory; answers when it is free."""
     model_id = services.store.get(model_name(org, repo)).model_id
     freed = await services.scheduler.unload(model_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Response, delete, get, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, QueryParameter
 
 from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
 from controlplane.gateway.rest.responses import failures
@@ -18,7 +18,7 @@ from controlplane.gateway.rest.schemas import (
     RegisterModelRequest,
     UpdateModelRequest,
 )
-from controlplane.gateway.services import Services
+from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.state import HOLDING_MEMORY
 from controlplane.registry.model import Model, ModelId
@@ -36,7 +36,7 @@ _ONE = f"{_PATH}/{{org:str}}/{{repo:str}}"
     tags=TAGS,
     responses=failures(400, 409, 413, 415),
 )
-async def register_model(data: RegisterModelRequest, services: Services) -> ModelResponse:
+async def register_model(data: RegisterModelRequest, services: GivenServices) -> ModelResponse:
     """Enter a model in the catalog. Nothing is downloaded yet."""
     model = services.store.register(data.to_domain())
     name_model(model.model_id)
@@ -51,14 +51,14 @@ async def register_model(data: RegisterModelRequest, services: Services) -> Mode
     responses=failures(400),
 )
 async def list_models(
-    services: Services,
-    task_type: Annotated[str | None, Parameter(description="Only this task type.")] = None,
+    services: GivenServices,
+    task_type: Annotated[str | None, QueryParameter(description="Only this task type.")] = None,
     status: Annotated[
-        str | None, Parameter(description="Only models whose current version has this status.")
+        str | None, QueryParameter(description="Only models whose current version has this status.")
     ] = None,
-    search_text: Annotated[str | None, Parameter(description="Part of the model id.")] = None,
-    page: Annotated[int, Parameter(description="From 1.")] = 1,
-    page_size: Annotated[int, Parameter(description="1 to 100.")] = 20,
+    search_text: Annotated[str | None, QueryParameter(description="Part of the model id.")] = None,
+    page: Annotated[int, QueryParameter(description="From 1.")] = 1,
+    page_size: Annotated[int, QueryParameter(description="1 to 100.")] = 20,
 ) -> ModelPage:
     """A page of the catalog, by model id."""
     found = services.store.list(
@@ -86,7 +86,9 @@ async def list_models(
     tags=TAGS,
     responses=failures(400, 404),
 )
-async def get_model(org: str, repo: str, services: Services) -> ModelResponse:
+async def get_model(
+    org: FromPath[str], repo: FromPath[str], services: GivenServices
+) -> ModelResponse:
     """One model, with the progress of its installation while that runs."""
     return _render(services, services.store.get(model_name(org, repo)))
 
@@ -99,7 +101,7 @@ async def get_model(org: str, repo: str, services: Services) -> ModelResponse:
     responses=failures(400, 404, 409, 413, 415),
 )
 async def update_model(
-    org: str, repo: str, data: UpdateModelRequest, services: Services
+    org: FromPath[str], repo: FromPath[str], data: UpdateModelRequest, services: GivenServices
 ) -> ModelResponse:
     """Change descriptive fields; fields left out stay as they are."""
     number = data.version_number
@@ -120,10 +122,10 @@ async def update_model(
     responses=failures(400, 404, 409),
 )
 async def delete_model(
-    org: str,
-    repo: str,
-    services: Services,
-    force: Annotated[bool, Parameter(description="Unload it first if it is loaded.")] = False,
+    org: FromPath[str],
+    repo: FromPath[str],
+    services: GivenServices,
+    force: Annotated[bool, QueryParameter(description="Unload it first if it is loaded.")] = False,
 ) -> None:
     """Remove a model with its files; a running installation is cancelled."""
     model_id = services.store.get(model_name(org, repo)).model_id
@@ -140,7 +142,10 @@ async def delete_model(
     responses=failures(400, 404, 409, 415),
 )
 async def download_model(
-    org: str, repo: str, services: Services, data: DownloadRequest | None = None
+    org: FromPath[str],
+    repo: FromPath[str],
+    services: GivenServices,
+    data: DownloadRequest | None = None,
 ) -> DownloadAccepted:
     """Start the installation; it runs on after this answer. Read the model to see how far it is."""
     name = model_name(org, repo)
@@ -161,13 +166,13 @@ async def download_model(
     include_in_schema=False,
     operation_id="getModelByBareName",
 )
-async def get_bare(name: str) -> Response[None]:
+async def get_bare(name: FromPath[str]) -> Response[None]:
     """A name without organization: say what a model id looks like, rather than "no such page"."""
     raise _bare(name)
 
 
 @put(f"{_PATH}/{{name:str}}", include_in_schema=False, operation_id="putModelByBareName")
-async def put_bare(name: str) -> Response[None]:
+async def put_bare(name: FromPath[str]) -> Response[None]:
     """As `get_bare`."""
     raise _bare(name)
 
@@ -178,7 +183,7 @@ async def put_bare(name: str) -> Response[None]:
     include_in_schema=False,
     operation_id="deleteModelByBareName",
 )
-async def delete_bare(name: str) -> Response[None]:
+async def delete_bare(name: FromPath[str]) -> Response[None]:
     """As `get_bare`."""
     raise _bare(name)
 

@@ -25,7 +25,7 @@ from controlplane.gateway.rest.schemas import (
     TritonStatus,
     present,
 )
-from controlplane.gateway.services import Services
+from controlplane.gateway.services import GivenServices, Services
 from controlplane.lifecycle.state import ModelState
 from controlplane.settings import machine_memory_mb
 
@@ -39,7 +39,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @get("/api/v1/status", operation_id="getStatus", summary="State of the service", tags=_SYSTEM)
-async def status(services: Services) -> SystemStatus:
+async def status(services: GivenServices) -> SystemStatus:
     """Memory, GPUs, Triton and the loaded models."""
     endpoints = services.server.endpoints
     gpus = _gpu_devices()
@@ -69,26 +69,33 @@ async def status(services: Services) -> SystemStatus:
 
 
 @get("/api/v1/settings", operation_id="getSettings", summary="Settings in force", tags=_SYSTEM)
-async def settings(services: Services) -> dict[str, Any]:
+async def settings(services: GivenServices) -> dict[str, Any]:
     """Every setting with the value it has; none of them is a secret."""
     return {k: v for k, v in services.settings.public().items() if v is not None}
 
 
 @get(
-    ["/metrics", "/api/v1/metrics"],
+    "/metrics",
     operation_id="getMetrics",
     summary="Prometheus metrics",
     tags=_SYSTEM,
     media_type="text/plain",
 )
-async def metrics(services: Services) -> Response[bytes]:
+async def metrics(services: GivenServices) -> Response[bytes]:
     """The Prometheus text exposition."""
     content, content_type = services.render_metrics()
     return Response(content, headers={"Content-Type": content_type}, media_type="text/plain")
 
 
+@get("/api/v1/metrics", include_in_schema=False)
+async def metrics_below_the_base(services: GivenServices) -> Response[bytes]:
+    """The same, where the API's base path leads (domain C-24)."""
+    content, content_type = services.render_metrics()
+    return Response(content, headers={"Content-Type": content_type}, media_type="text/plain")
+
+
 @get("/health", operation_id="getHealth", summary="Health in short", tags=_HEALTH)
-async def health(services: Services) -> Health:
+async def health(services: GivenServices) -> Health:
     """`degraded` while Triton is away or a model does not answer."""
     views = services.scheduler.loaded()
     loaded = [view for view in views if view.state is ModelState.LOADED]
@@ -116,7 +123,7 @@ async def live() -> Alive:
     tags=_HEALTH,
     responses={},
 )
-async def ready(services: Services) -> Response[Readiness]:
+async def ready(services: GivenServices) -> Response[Readiness]:
     """Whether the database and Triton answer; 503 while one of them does not."""
     triton = services.server.state
     checks = {
@@ -129,7 +136,7 @@ async def ready(services: Services) -> Response[Readiness]:
 
 
 @get("/health/models", operation_id="getModelsHealth", summary="Health per model", tags=_HEALTH)
-async def models_health(services: Services) -> ModelsHealth:
+async def models_health(services: GivenServices) -> ModelsHealth:
     """The outcome of the last test inference of each model in memory."""
     views = [v for v in services.scheduler.loaded() if v.state is not ModelState.LOADING]
     healthy = sum(view.healthy for view in views)
@@ -148,7 +155,7 @@ async def models_health(services: Services) -> ModelsHealth:
     )
 
 
-ROUTES = [status, settings, metrics, health, live, ready, models_health]
+ROUTES = [status, settings, metrics, metrics_below_the_base, health, live, ready, models_health]
 
 
 def _uptime(services: Services) -> float:
