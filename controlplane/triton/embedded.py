@@ -23,7 +23,13 @@ from controlplane.triton.installation import (
     link_package,
     server_environment,
 )
-from controlplane.triton.server import Callback, Endpoints, ServerState, call_all
+from controlplane.triton.server import (
+    GRPC_HEADER_PREFIX,
+    Callback,
+    Endpoints,
+    ServerState,
+    call_all,
+)
 from controlplane.triton.server_log import LogPipe
 
 _log = structlog.get_logger(__name__)
@@ -38,7 +44,7 @@ _SERVICES = 3  # gRPC, HTTP, metrics
 _PORT_ATTEMPTS = 5
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds before a restart, doubling
 STABLE_AFTER = 60.0  # a server that ran so long starts again with the first backoff
-ORPHAN_GRACE = 5.0
+ORPHAN_GRACE = 2.0  # seconds; nobody waits for an answer of theirs any more
 
 
 class EmbeddedTriton:
@@ -112,7 +118,7 @@ class EmbeddedTriton:
             grpc_url=f"{_HOST}:{grpc}",
             http_url=f"http://{_HOST}:{http}",
             metrics_url=f"http://{_HOST}:{metrics}/metrics",
-            grpc_metadata=((f"triton-grpc-protocol-{_HEADER}", self._secret),),
+            grpc_metadata=((GRPC_HEADER_PREFIX + _HEADER, self._secret),),
             http_headers={_HEADER: self._secret},
         )
 

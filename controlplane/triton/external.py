@@ -10,7 +10,13 @@ import structlog
 from controlplane.errors import SettingsError, StartupError
 from controlplane.triton.client import TritonClient
 from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
-from controlplane.triton.server import Callback, Endpoints, ServerState, call_all
+from controlplane.triton.server import (
+    GRPC_HEADER_PREFIX,
+    Callback,
+    Endpoints,
+    ServerState,
+    call_all,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -33,6 +39,7 @@ class ExternalTriton:
         http_url: str | None = None,
         metrics_url: str | None = None,
         *,
+        secret: tuple[str, str] | None = None,
         start_timeout: float = 60.0,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
@@ -41,6 +48,7 @@ class ExternalTriton:
             grpc_url: `host:port` or `grpc://host:port`.
             http_url: `host:port` or `http://host:port`; default: the same host, port 8000.
             metrics_url: address of the Prometheus page; default: none.
+            secret: header name and value that open its restricted APIs, if it has such.
             start_timeout: seconds that `start` waits for it.
             poll_seconds: time between two looks.
 
@@ -56,12 +64,15 @@ class ExternalTriton:
             grpc_url=f"{host}:{port}",
             http_url=f"http://{http[0]}:{http[1]}",
             metrics_url=metrics_url,
+            grpc_metadata=((GRPC_HEADER_PREFIX + secret[0], secret[1]),) if secret else (),
+            http_headers={secret[0]: secret[1]} if secret else {},
         )
         self._start_timeout = start_timeout
         self._poll_seconds = poll_seconds
         self._state: ServerState = "stopped"
         self._client: TritonClient | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._known: set[str] = set()
         self.on_lost: list[Callback] = []
         self.on_restored: list[Callback] = []
 
@@ -97,6 +108,7 @@ class ExternalTriton:
                     "correct MODELMORA_TRITON_GRPC_URL, or unset it to use the embedded server."
                 )
             await asyncio.sleep(0.1)
+        self._known = _known(await _states(self._client))
         self._state = "ready"
         self._watch = asyncio.create_task(self._supervise(self._client), name="triton-watch")
 
@@ -125,7 +137,7 @@ class ExternalTriton:
 
     async def _supervise(self, client: TritonClient) -> None:
         misses = 0
-        known: set[str] = set()  # models that the server has had a state for
+        known = self._known
         while True:
             await asyncio.sleep(self._poll_seconds)
             states = await _states(client)
@@ -140,7 +152,7 @@ class ExternalTriton:
                 self._mark_lost("Triton was restarted")
             if self._state == "lost":
                 self._mark_restored()
-            known = {name for name, state in states.items() if state}
+            known = _known(states)
 
     def _mark_lost(self, why: str) -> None:
         self._state = "lost"
@@ -161,6 +173,11 @@ async def _states(client: TritonClient) -> dict[str, str] | None:
         return None
     except TritonError:  # it answers, but keeps its index from us
         return {}
+
+
+def _known(states: dict[str, str] | None) -> set[str]:
+    """Models that the server has had loaded since it was started."""
+    return {name for name, state in (states or {}).items() if state}
 
 
 def _host_and_port(setting: str, url: str, scheme: str) -> tuple[str, int]:

@@ -10,6 +10,9 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 
+# What Triton puts before the name of a restricted API's header when it comes as gRPC metadata.
+GRPC_HEADER_PREFIX = "triton-grpc-protocol-"
+
 ServerState = Literal["stopped", "starting", "ready", "lost"]
 Callback = Callable[[], None]
 
