@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, TypeAlias
 
-from litestar.params import Dependency
+from litestar.di import NamedDependency
+from litestar.params import SkipValidation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,4 +55,4 @@ class Services:
 
 
 # As a parameter of a route: handed over as it is, not taken apart and checked as input is.
-GivenServices = Annotated[Services, Dependency(skip_validation=True)]
+GivenServices: TypeAlias = NamedDependency[SkipValidation[Services]]

@@ -121,6 +121,7 @@ class GrpcGateway:
         try:
             port = int(server.add_insecure_port(f"{host}:{self._port}"))
         except RuntimeError as error:
+            await server.stop(None)  # else it ends itself when collected, on a loop long closed
             raise StartupError(
                 f"Port {self._port} on {self._host} cannot be opened for gRPC: is another "
                 "server using it? Choose one with MODELMORA_GRPC_PORT."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from litestar import post
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
@@ -26,7 +26,10 @@ from controlplane.inference.infer import InferRequest
     responses=failures(400, 404, 409, 413, 415, 500, 503, 504),
 )
 async def infer(
-    org: FromPath[str], repo: FromPath[str], data: InferenceRequest, services: GivenServices
+    org: FromPath[str],
+    repo: FromPath[str],
+    data: JSONBody[InferenceRequest],
+    services: GivenServices,
 ) -> InferenceResponse:
     """Run a model on the input and wait for the answer; loads the model if it is not loaded."""
     request = InferRequest(

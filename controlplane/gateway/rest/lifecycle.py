@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from litestar import post
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
@@ -28,7 +28,7 @@ async def load_model(
     org: FromPath[str],
     repo: FromPath[str],
     services: GivenServices,
-    data: LoadRequest | None = None,
+    data: JSONBody[LoadRequest | None] = None,
 ) -> ModelStatusResponse:
     """Load a model now, unloading others if room is needed; answers when it is loaded."""
     servable = services.store.servable(model_name(org, repo), data.version if data else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Response, delete, get, post, put
-from litestar.params import FromPath, QueryParameter
+from litestar.params import FromPath, JSONBody, QueryParameter
 
 from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
 from controlplane.gateway.rest.responses import failures
@@ -36,7 +36,9 @@ _ONE = f"{_PATH}/{{org:str}}/{{repo:str}}"
     tags=TAGS,
     responses=failures(400, 409, 413, 415),
 )
-async def register_model(data: RegisterModelRequest, services: GivenServices) -> ModelResponse:
+async def register_model(
+    data: JSONBody[RegisterModelRequest], services: GivenServices
+) -> ModelResponse:
     """Enter a model in the catalog. Nothing is downloaded yet."""
     model = services.store.register(data.to_domain())
     name_model(model.model_id)
@@ -101,7 +103,10 @@ async def get_model(
     responses=failures(400, 404, 409, 413, 415),
 )
 async def update_model(
-    org: FromPath[str], repo: FromPath[str], data: UpdateModelRequest, services: GivenServices
+    org: FromPath[str],
+    repo: FromPath[str],
+    data: JSONBody[UpdateModelRequest],
+    services: GivenServices,
 ) -> ModelResponse:
     """Change descriptive fields; fields left out stay as they are."""
     number = data.version_number
@@ -145,7 +150,7 @@ async def download_model(
     org: FromPath[str],
     repo: FromPath[str],
     services: GivenServices,
-    data: DownloadRequest | None = None,
+    data: JSONBody[DownloadRequest | None] = None,
 ) -> DownloadAccepted:
     """Start the installation; it runs on after this answer. Read the model to see how far it is."""
     name = model_name(org, repo)
