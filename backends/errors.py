@@ -17,3 +17,7 @@ class EngineError(BackendError):
 
 class InputError(BackendError):
     """One request asks for something that this model cannot do."""
+
+
+class RequestAbandoned(BackendError):
+    """Nobody waits for the answer to this request any more."""

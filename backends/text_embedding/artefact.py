@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 # The graph inputs this backend knows how to fill.
-GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class TextEmbeddingArtefact:
     pad_token_id: int
     pad_token_type_id: int
     padding_side: Literal["left", "right"]
+    truncation_side: Literal["left", "right"]
     normalized: bool
     prompts: Mapping[str, str]
     default_prompt_name: str | None
@@ -95,6 +96,7 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> TextEmbeddingAr
         pad_token_id=int(section["pad_token_id"]),
         pad_token_type_id=int(section["pad_token_type_id"]),
         padding_side=section["padding_side"],
+        truncation_side=section.get("truncation_side", "right"),
         normalized=bool(section["normalized"]),
         prompts=dict(section["prompts"]),
         default_prompt_name=section["default_prompt_name"],
@@ -118,7 +120,11 @@ def _check_values(artefact: TextEmbeddingArtefact) -> None:
     problems = {
         f"graph inputs {', '.join(unknown)} are unknown to this backend": bool(unknown),
         "input_ids is not among the graph's inputs": "input_ids" not in artefact.input_names,
-        "padding_side must be left or right": artefact.padding_side not in ("left", "right"),
+        "padding_side and truncation_side must be left or right": not {
+            artefact.padding_side,
+            artefact.truncation_side,
+        }
+        <= {"left", "right"},
         "dimension and max_seq_length must be above 0": min(
             artefact.dimension, artefact.max_seq_length
         )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.engines import Engine, open_engine
-from backends.errors import BackendError, EngineError
+from backends.errors import BackendError, EngineError, RequestAbandoned
 from backends.text_embedding.artefact import TextEmbeddingArtefact, read_artefact
 from backends.text_embedding.batching import sub_batches
 from backends.text_embedding.tokens import TextTokenizer
@@ -59,37 +59,46 @@ class Embedder:
 
         Args:
             requests: any number, each with any number of texts.
-            abandoned: asked with a request's index before each further sub-batch; texts of
-                requests nobody waits for any more are left out.
+            abandoned: asked with a request's index before each sub-batch that holds texts of it;
+                from then on its texts are left out.
 
         Returns:
-            Per request, in order, FP32 `[number of texts, D]`, or the error of its sub-batch.
-            What an abandoned request gets is undefined.
+            Per request, in order, FP32 `[number of texts, D]`, or what went wrong: EngineError
+            when a sub-batch with a text of it failed, RequestAbandoned.
         """
         owners = [index for index, request in enumerate(requests) for _ in request.texts]
         encodings = self._tokenizer.encode([text for request in requests for text in request.texts])
         rows = np.zeros((len(owners), self.artefact.dimension), dtype=np.float32)
         errors: dict[int, BackendError] = {}
-        batches = sub_batches([len(item) for item in encodings], self.engine.cost)
-        for number, batch in enumerate(batches):
-            wanted = batch if number == 0 else [i for i in batch if not abandoned(owners[i])]
-            try:
-                if wanted:
-                    rows[wanted] = self._run([encodings[i] for i in wanted])
-            except BackendError as error:
-                errors |= dict.fromkeys((owners[i] for i in wanted), error)
+        for batch in sub_batches([len(item) for item in encodings], self.engine.cost):
+            for owner in {owners[i] for i in batch}:
+                if abandoned(owner):
+                    errors[owner] = RequestAbandoned("The request was cancelled.")
+            wanted = [i for i in batch if owners[i] not in errors]
+            if wanted:
+                rows[wanted], failed = self._run([encodings[i] for i in wanted])
+                errors |= {owners[wanted[place]]: error for place, error in failed.items()}
         return [
             errors.get(index, embeddings)
             for index, embeddings in enumerate(_scatter(rows, requests))
         ]
 
-    def _run(self, encodings: Sequence[object]) -> Embeddings:
+    def _run(self, encodings: Sequence[object]) -> tuple[Embeddings, dict[int, EngineError]]:
+        """Vectors of one sub-batch, and the errors of those rows that have none."""
+        try:
+            vectors = self._vectors(encodings)
+        except EngineError as failure:
+            shape = (len(encodings), self.artefact.dimension)
+            return np.zeros(shape, np.float32), dict.fromkeys(range(len(encodings)), failure)
+        endless = np.flatnonzero(~np.isfinite(vectors).all(axis=1)).tolist()
+        error = EngineError("The model returned values that are not finite.")
+        return vectors, dict.fromkeys(endless, error)
+
+    def _vectors(self, encodings: Sequence[object]) -> Embeddings:
         output = self.engine.run(self._tokenizer.arrays(encodings))
-        expected = (len(encodings), self.artefact.dimension)
-        if output.shape != expected:
-            raise EngineError(f"The graph returned the shape {output.shape} instead of {expected}.")
-        if not np.isfinite(output).all():
-            raise EngineError("The graph returned values that are not finite.")
+        shape = (len(encodings), self.artefact.dimension)
+        if output.shape != shape:
+            raise EngineError(f"The graph returned the shape {output.shape} instead of {shape}.")
         return output
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from backends.errors import BackendError, InputError
+from backends.errors import BackendError, InputError, RequestAbandoned
 from backends.text_embedding.embedder import Embedder
 from backends.text_embedding.requests import EmbeddingRequest, read_request
 
@@ -55,9 +55,6 @@ class TritonPythonModel:
         responses: dict[int, Any] = {}
         accepted: dict[int, EmbeddingRequest] = {}
         for index, request in enumerate(requests):
-            if request.is_cancelled():
-                responses[index] = _cancelled()
-                continue
             try:
                 accepted[index] = self._read(request)
             except InputError as error:
@@ -67,7 +64,7 @@ class TritonPythonModel:
             list(accepted.values()), lambda number: requests[places[number]].is_cancelled()
         )
         for index, result in zip(places, results, strict=True):
-            responses[index] = _respond(requests[index], result)
+            responses[index] = _respond(result)
         return [responses[index] for index in range(len(requests))]
 
     def _read(self, request: Any) -> EmbeddingRequest:
@@ -76,9 +73,9 @@ class TritonPythonModel:
         return read_request(tensor.as_numpy(), parameters, self._embedder.artefact)
 
 
-def _respond(request: Any, result: Any) -> Any:
-    if request.is_cancelled():
-        return _cancelled()
+def _respond(result: Any) -> Any:
+    if isinstance(result, RequestAbandoned):
+        return _failed(result, pb_utils.TritonError.CANCELLED)
     if isinstance(result, BackendError):
         return _failed(result, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", result)])
@@ -86,9 +83,3 @@ def _respond(request: Any, result: Any) -> Any:
 
 def _failed(error: BackendError, code: Any) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
-
-
-def _cancelled() -> Any:
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError("The request was cancelled.", pb_utils.TritonError.CANCELLED)
-    )

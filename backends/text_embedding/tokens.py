@@ -6,16 +6,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from backends.errors import ArtefactError
-from backends.machine import usable_cores
-
-# Before the import: the tokenizer's thread pool would count the machine's cores, not ours.
-os.environ.setdefault("RAYON_NUM_THREADS", str(usable_cores()))
-
 from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
+
+from backends.errors import ArtefactError
+from backends.machine import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backends.text_embedding.artefact import TextEmbeddingArtefact
+
+# Read when the tokenizer's thread pool starts, at the first batch: it would count the machine's
+# cores, not those this process may use.
+os.environ.setdefault("RAYON_NUM_THREADS", str(usable_cores()))
 
 
 class TextTokenizer:
@@ -43,9 +43,8 @@ class TextTokenizer:
             ) from error
         # The file may carry somebody's padding to a fixed length; ours is per sub-batch.
         self._tokenizer.no_padding()
-        kept = self._tokenizer.truncation or {}
         self._tokenizer.enable_truncation(
-            artefact.max_seq_length, direction=kept.get("direction", "right")
+            artefact.max_seq_length, direction=artefact.truncation_side
         )
         if artefact.do_lower_case:
             _lower_case_first(self._tokenizer)
@@ -77,7 +76,6 @@ class TextTokenizer:
             "input_ids": ids,
             "attention_mask": mask,
             "token_type_ids": types,
-            "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),
         }
         return {name: known[name] for name in artefact.input_names}
 

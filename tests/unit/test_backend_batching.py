@@ -1,0 +1,70 @@
+"""Sub-batches: every text once, none larger than the engine gains from, as cheap as can be."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends.engines import BatchCost
+from backends.text_embedding.batching import sub_batches
+
+LENGTHS = st.lists(st.integers(0, 600), max_size=80)
+COSTS = st.builds(BatchCost, max_tokens=st.integers(1, 2000), call_tokens=st.integers(0, 300))
+
+
+def price(batches: list[list[int]], lengths: list[int], cost: BatchCost) -> int:
+    """What the batches cost in all, in tokens."""
+    return sum(
+        cost.call_tokens + len(batch) * max(1, *(lengths[i] for i in batch)) for batch in batches
+    )
+
+
+@given(LENGTHS, COSTS)
+def test_every_text_is_in_exactly_one_sub_batch(lengths: list[int], cost: BatchCost) -> None:
+    batches = sub_batches(lengths, cost)
+    assert all(batches)
+    assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
+
+
+@given(LENGTHS, COSTS)
+def test_padded_tokens_stay_within_the_limit_unless_one_text_exceeds_it(
+    lengths: list[int], cost: BatchCost
+) -> None:
+    for batch in sub_batches(lengths, cost):
+        padded = len(batch) * max(max(1, lengths[i]) for i in batch)
+        assert padded <= cost.max_tokens or len(batch) == 1
+
+
+@given(LENGTHS, COSTS)
+def test_longer_texts_come_first(lengths: list[int], cost: BatchCost) -> None:
+    batches = sub_batches(lengths, cost)
+    for longer, shorter in itertools.pairwise(batches):
+        assert min(lengths[i] for i in longer) >= max(lengths[i] for i in shorter)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), COSTS)
+def test_no_other_cut_of_the_sorted_texts_is_cheaper(lengths: list[int], cost: BatchCost) -> None:
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    prices = []
+    for cuts in itertools.product([False, True], repeat=len(order) - 1):
+        ends = [0, *(i for i, cut in enumerate(cuts, 1) if cut), len(order)]
+        parts = [order[a:b] for a, b in itertools.pairwise(ends)]
+        if all(len(p) == 1 or len(p) * lengths[p[-1]] <= cost.max_tokens for p in parts):
+            prices.append(price(parts, lengths, cost))
+    assert price(sub_batches(lengths, cost), lengths, cost) == min(prices)
+
+
+def test_texts_of_one_length_share_as_few_runs_as_the_limit_allows() -> None:
+    batches = sub_batches([17] * 32, BatchCost(max_tokens=640, call_tokens=32))
+    assert [len(batch) for batch in batches] == [32]
+
+
+def test_a_long_text_does_not_share_a_run_with_short_ones() -> None:
+    batches = sub_batches([5, 250, 6, 5], BatchCost(max_tokens=2000, call_tokens=32))
+    assert batches == [[1], [0, 3, 2]]
+
+
+def test_nothing_gives_nothing() -> None:
+    assert sub_batches([], BatchCost(max_tokens=640, call_tokens=32)) == []
