@@ -44,9 +44,11 @@ def decode(body: bytes, wanted: Any) -> Any:
         ValidationFailed: with all wrong fields of a struct, as dotted paths.
     """
     try:
-        return msgspec.json.decode(body, type=wanted)
-    except msgspec.ValidationError as error:
-        raise ValidationFailed(_all_wrong_fields(body, wanted) or field_error(error)) from None
+        try:
+            return msgspec.json.decode(body, type=wanted)
+        except msgspec.ValidationError as error:
+            # It speaks up at the first wrong type; what follows may not even be JSON.
+            raise ValidationFailed(_all_wrong_fields(body, wanted) or field_error(error)) from None
     except RecursionError:
         raise ValidationFailed({"body": ["is nested too deeply"]}) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
