@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -61,9 +59,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return exits.USAGE
-    except BrokenPipeError:
-        # Nobody reads any more: keep the interpreter from failing again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # Click's answer to a broken pipe, once it has seen to it that flushing fails quietly.
         return exits.BROKEN_PIPE
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)

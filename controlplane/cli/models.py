@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlplane.cli.base import client_command, split_version
-from controlplane.cli.output import Block, Output, Table, facts, megabytes, moment
+from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
 from controlplane.client_types import ModelInfo, ModelMoraApiError, ModelPage
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     remarks = [
         f"{dimension} dimensions" if dimension else "",
         megabytes(model.artefact_bytes / _MB) if model.artefact_bytes else "",
-        f"cosine to PyTorch ≥ {parity['min_cosine']:.6f}" if "min_cosine" in parity else "",
+        f"cosine to PyTorch ≥ {parity['min_cosine']:.7f}" if "min_cosine" in parity else "",
     ]
     remark = ", ".join(filter(None, remarks))
     verb = "is already installed" if already else "is installed"
@@ -138,7 +138,7 @@ def _listing(page: ModelPage) -> Iterable[Block]:
                     model.task_type,
                     model.status,
                     megabytes(model.measured_memory_mb),
-                    moment(model.updated_at),
+                    age(model.updated_at),
                 )
                 for model in page.data
             ],

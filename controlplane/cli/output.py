@@ -74,9 +74,10 @@ def _print_table(table: Table) -> None:
 def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box, console, table
 
-    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for header in headers:
-        grid.add_column(header, overflow="fold")
+    grid = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for position, header in enumerate(headers):
+        # The first column is what one copies into the next command: never broken.
+        grid.add_column(header, overflow="fold", no_wrap=position == 0)
     for row in rows:
         grid.add_row(*row)
     console.Console(markup=False, highlight=False, emoji=False).print(grid)
@@ -101,6 +102,14 @@ def moment(value: datetime | None) -> str:
     if value is None:
         return "-"
     return value.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def age(value: datetime | None) -> str:
+    """How long ago, `12 min ago`; '-' when there is none."""
+    if value is None:
+        return "-"
+    seconds = (datetime.now(timezone.utc) - value).total_seconds()
+    return "just now" if seconds < 1 else f"{duration(seconds)} ago"
 
 
 def duration(seconds: float) -> str:

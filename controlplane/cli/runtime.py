@@ -12,11 +12,11 @@ from controlplane.cli.output import (
     Block,
     Output,
     Table,
+    age,
     document,
     duration,
     facts,
     megabytes,
-    moment,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _loaded_table(models: list[LoadedModel]) -> Table:
             model.device or "-",
             str(model.request_count),
             str(model.active_requests),
-            moment(model.last_used_at),
+            age(model.last_used_at),
         )
         for model in models
     ]

@@ -1,0 +1,352 @@
+"""The commands against recorded answers: what they send, print and exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from controlplane.cli import exits
+from controlplane.cli.main import run
+from tests import rest_server as rest
+from tests.rest_server import INFER_PATH, MINILM, MODEL_PATH, RestServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PROGRAM = [sys.executable, "-m", "controlplane"]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RestServer]:
+    running = RestServer()
+    monkeypatch.setenv("MODELMORA_URL", running.url)
+    yield running
+    running.close()
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def modelmora(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: str) -> Result:
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+COMMANDS = [
+    (["list"], MINILM, {"data", "pagination"}),
+    (["info", MINILM], "max_abs_diff 2e-07", {"model_id", "artefact", "checksum"}),
+    (["load", MINILM], "is loaded in 0.8 s (205 MB, cpu)", {"model_id", "state"}),
+    (["unload", MINILM], "(205 MB freed)", {"model_id", "unloaded", "freed_mb"}),
+    (["status"], "205 MB of 13.3 GB for models", {"memory", "loaded_models", "triton"}),
+    (["health"], "1 healthy, 0 unhealthy", {"status", "checks", "models"}),
+    (["infer", MINILM, "a", "b"], "[+0.2500, -0.5000, +0.1250, +1.0000, …]", {"output_data"}),
+    (["install", MINILM], "is already installed", {"model_id", "status"}),
+    (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
+]
+
+
+@pytest.mark.parametrize(("arguments", "text", "keys"), COMMANDS, ids=lambda v: str(v)[:20])
+def test_text_and_json(
+    server: RestServer, modelmora: Any, arguments: list[str], text: str, keys: set[str]
+) -> None:
+    plain = modelmora(*arguments)
+    assert (plain.code, plain.err) == (0, "")
+    assert text in plain.out
+    machine = modelmora(*arguments, "--json")
+    assert (machine.code, machine.err) == (0, "")
+    assert machine.out.count("\n") == 1
+    assert keys <= machine.json.keys()
+
+
+def test_json_is_the_rest_body_without_nulls(server: RestServer, modelmora: Any) -> None:
+    known = {key: value for key, value in rest.model().items() if key != "a_field_of_tomorrow"}
+    assert modelmora("info", MINILM, "--json").json == known
+    assert modelmora("list", "--json").json["data"] == [known]
+    assert modelmora("infer", MINILM, "a", "b", "--json").json == rest.INFERRED
+    assert modelmora("status", "--json").json == rest.STATUS
+
+
+FAILURES = [
+    (404, "MODEL_NOT_FOUND", exits.NOT_FOUND),
+    (404, "MODEL_NOT_LOADED", exits.NOT_FOUND),
+    (409, "MODEL_ALREADY_LOADED", exits.CONFLICT),
+    (400, "VALIDATION_ERROR", exits.USAGE),
+    (400, "ARTIFACT_NOT_ACCESSIBLE", exits.FAILED),
+    (409, "CHECKSUM_MISMATCH", exits.FAILED),
+    (413, "PAYLOAD_TOO_LARGE", exits.USAGE),
+    (500, "INTERNAL_ERROR", exits.FAILED),
+    (502, "DOWNLOAD_FAILED", exits.FAILED),
+    (503, "INSUFFICIENT_MEMORY", exits.UNAVAILABLE),
+    (504, "LOAD_TIMEOUT", exits.FAILED),
+    (507, "INSUFFICIENT_DISK", exits.UNAVAILABLE),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "exit_code"), FAILURES)
+def test_failure_is_one_line_and_a_code(
+    server: RestServer, modelmora: Any, status: int, code: str, exit_code: int
+) -> None:
+    message = "Traceback:\n  line 1\x1b[31m\nIt broke."
+    server.set("POST", f"{MODEL_PATH}/load", (status, rest.error(code, message)))
+    result = modelmora("load", MINILM)
+    assert (result.code, result.out) == (exit_code, "")
+    assert result.err.startswith("Error: Traceback: line 1�[31m It broke.")
+    assert result.err.count("\n") == 1
+    assert ("trace id" in result.err) == (status >= 500)
+
+
+USAGE_ERRORS = [
+    ["frob"],
+    ["list", "--foo"],
+    ["list", "--page", "0"],
+    ["info"],
+    ["info", "no-slash"],
+    ["info", "a/../b"],
+    ["install", f"{MINILM}@"],
+    ["install", MINILM, "--source", "no/such/directory"],
+    ["infer", MINILM],
+    ["infer", MINILM, "--file", "no-such-file"],
+    ["status", "--url", "localhost:8000"],
+    ["config", "validate", "--file", "no-such-file"],
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE_ERRORS, ids=" ".join)
+def test_wrong_usage(server: RestServer, modelmora: Any, arguments: list[str]) -> None:
+    result = modelmora(*arguments)
+    assert (result.code, result.out) == (exits.USAGE, "")
+    assert result.err.startswith("Error: ")
+    assert result.err.count("\n") == 1
+    assert server.requests == []
+
+
+def test_server_unreachable(modelmora: Any) -> None:
+    result = modelmora("status", "--url", "http://127.0.0.1:1")
+    assert result.code == exits.UNREACHABLE
+    assert result.err == (
+        "Error: No answer from ModelMora at http://127.0.0.1:1 (Connection refused): "
+        "is `modelmora serve` running?\n"
+    )
+
+
+def test_another_program_on_the_port(server: RestServer, modelmora: Any) -> None:
+    server.set("GET", "/api/v1/status", (200, b"<html>"))
+    assert modelmora("status").code == exits.UNREACHABLE
+
+
+def test_no_arguments_show_the_help(modelmora: Any) -> None:
+    result = modelmora()
+    assert result.code == exits.USAGE
+    assert "Commands:" in result.err
+
+
+def test_debug_shows_the_traceback(server: RestServer) -> None:
+    server.set("GET", MODEL_PATH, (404, rest.NOT_FOUND))
+    done = subprocess.run([*PROGRAM, "info", MINILM, "--debug"], capture_output=True, text=True)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.returncode == 1
+
+
+def test_unexpected_errors_are_one_line_too(
+    server: RestServer, modelmora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {**rest.INFERRED, "output_data": {}}
+    server.set("POST", INFER_PATH, (200, empty))
+    result = modelmora("infer", MINILM, "a")
+    assert result.code == exits.FAILED
+    assert result.err == "Error: unexpected KeyError: 'embedding' (see it whole with --debug)\n"
+
+
+# -- install -----------------------------------------------------------------------------------
+
+INSTALLING = (
+    (404, rest.NOT_FOUND),
+    (
+        200,
+        rest.model(
+            "downloading",
+            progress=rest.progress("downloading", 0.5, bytes_done=45 << 20, bytes_total=90 << 20),
+        ),
+    ),
+    (
+        200,
+        rest.model("exporting", progress=rest.progress("exporting", None, message="exporting")),
+    ),
+    (200, rest.model()),
+)
+
+
+def test_install_shows_both_phases_as_lines(server: RestServer, modelmora: Any) -> None:
+    server.set("GET", MODEL_PATH, *INSTALLING)
+    result = modelmora("install", f"{MINILM}@v1")
+    assert result.code == 0
+    assert result.err == "Downloading: 50% 45.0 of 90.0 MB downloading\nConverting: exporting\n"
+    assert "is installed (384 dimensions, 87 MB, cosine to PyTorch ≥ 0.9999999)." in result.out
+    registration = next(r.body for r in server.requests if r.path == "/api/v1/models")
+    assert registration == {"model_id": MINILM, "task_type": "txt2embed", "version": "v1"}
+
+
+def test_install_from_a_directory(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
+    server.set("GET", MODEL_PATH, *INSTALLING)
+    directory = tmp_path / "my model"
+    directory.mkdir()
+    result = modelmora("install", MINILM, "--source", os.path.relpath(directory), "--json")
+    assert (result.code, result.err) == (0, "")
+    registration = next(r.body for r in server.requests if r.path == "/api/v1/models")
+    assert registration["source_url"] == directory.as_uri()
+    assert "%20" in registration["source_url"]
+
+
+def test_install_that_fails(server: RestServer, modelmora: Any) -> None:
+    failed = rest.model("failed", error="no config.json in the source")
+    server.set("GET", MODEL_PATH, (404, rest.NOT_FOUND), (200, failed))
+    result = modelmora("install", MINILM)
+    assert (result.code, result.out) == (exits.FAILED, "")
+    assert result.err == f"Error: {MINILM} could not be installed: no config.json in the source\n"
+
+
+def test_interrupted_install_says_what_goes_on(server: RestServer) -> None:
+    server.set("GET", MODEL_PATH, (200, rest.model("exporting")))
+    program = subprocess.Popen(
+        [*PROGRAM, "install", MINILM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    server.wait_for("POST", f"{MODEL_PATH}/download")
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=30)
+    assert (program.returncode, out) == (exits.INTERRUPTED, "")
+    assert err.splitlines()[-1] == "Interrupted."
+    assert f"modelmora info {MINILM}" in err
+    assert "Traceback" not in err
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Run the program with a terminal of 120 columns; exit code and what it showed."""
+    process, terminal = pty.fork()
+    if process == 0:
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
+        os.execvpe(sys.executable, [*PROGRAM, *arguments], environment)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            break
+    _, status = os.waitpid(process, 0)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(status), shown.decode()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_terminal_gets_bars_and_frames(server: RestServer) -> None:
+    server.set("GET", MODEL_PATH, *INSTALLING)
+    code, shown = on_a_terminal("install", MINILM)
+    assert code == 0
+    assert "45.0 of 90.0 MB" in shown
+    assert "━" in shown
+    code, shown = on_a_terminal("status")
+    assert code == 0
+    assert "───" in shown
+    assert MINILM in shown
+
+
+# -- infer, list, health, uninstall ------------------------------------------------------------
+
+
+def test_infer_reads_a_file(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_bytes("\ufeffErste Zeile\r\n\n  \nzweite ü\n".encode())
+    assert modelmora("infer", MINILM, "--file", str(file), "--no-normalize").code == 0
+    assert server.requests[-1].body == {
+        "input_data": {"text": ["Erste Zeile", "zweite ü"]},
+        "parameters": {"normalize": False},
+    }
+
+
+def test_infer_reads_stdin(server: RestServer) -> None:
+    arguments = [*PROGRAM, "infer", MINILM, "-f", "-", "--json", "--priority", "high"]
+    done = subprocess.run(arguments, input=b"one\ntwo\n", capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout) == rest.INFERRED
+    assert server.requests[-1].body["input_data"] == {"text": ["one", "two"]}
+    assert server.requests[-1].body["priority"] == "high"
+
+
+def test_infer_refuses_what_is_not_utf8(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
+    file = tmp_path / "latin1.txt"
+    file.write_bytes(b"caf\xe9\n")
+    result = modelmora("infer", MINILM, "--file", str(file))
+    assert result.code == exits.USAGE
+    assert "not UTF-8" in result.err
+
+
+def test_reader_that_goes_away_is_no_error(server: RestServer) -> None:
+    many = [rest.model() for _ in range(5000)]
+    server.set("GET", "/api/v1/models", (200, rest.page(*many)))
+    with subprocess.Popen(
+        [*PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.readline()
+        program.stdout.close()
+        assert program.wait(30) == exits.BROKEN_PIPE
+        assert program.stderr.read() == b""
+
+
+def test_list_of_none_and_of_many(server: RestServer, modelmora: Any) -> None:
+    server.set("GET", "/api/v1/models", (200, rest.page()))
+    assert "modelmora install MODEL_ID" in modelmora("list").err
+    assert modelmora("list", "--task", "txt2embed").err == "No model matches.\n"
+    server.set("GET", "/api/v1/models", (200, rest.page(rest.model(), total_pages=3)))
+    assert "Page 1 of 3; go on with --page 2" in modelmora("list").out
+
+
+def test_health_tells_by_its_exit_code(server: RestServer, modelmora: Any) -> None:
+    server.set("GET", "/health/ready", (503, rest.NOT_READY))
+    result = modelmora("health")
+    assert result.code == exits.UNAVAILABLE
+    assert "triton lost" in result.out
+    server.set("GET", "/health/ready", (200, rest.READY))
+    sick = {"model_id": MINILM, "healthy": False, "error": "no answer within 5 s"}
+    unhealthy = {"healthy_count": 0, "unhealthy_count": 1, "models": [sick]}
+    server.set("GET", "/health/models", (200, unhealthy))
+    result = modelmora("health")
+    assert result.code == exits.UNAVAILABLE
+    assert f"{MINILM} is unhealthy: no answer within 5 s" in result.out
+    assert modelmora("health", "--json").json["models"] == unhealthy
+
+
+def test_uninstall_of_a_loaded_model_names_force(server: RestServer, modelmora: Any) -> None:
+    loaded = rest.error("MODEL_ALREADY_LOADED", "It is loaded.")
+    server.set("DELETE", MODEL_PATH, (409, loaded))
+    result = modelmora("uninstall", MINILM)
+    assert (result.code, result.err) == (
+        exits.CONFLICT,
+        "Error: It is loaded. To unload it first, add --force.\n",
+    )
+
+
+def test_version_comes_at_once() -> None:
+    loaded = "import sys; from controlplane.cli.main import run; run(['--version']); "
+    heavy = "print([m for m in ('httpx', 'rich', 'yaml', 'psutil', 'asyncio') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", loaded + heavy], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["modelmora 0.1.0", "[]"]
