@@ -425,13 +425,15 @@ def check_checksum(text: str) -> str:
     return text
 
 
-def version_sort_key(text: str) -> tuple[int, tuple[int, ...], str]:
-    """Order of versions: names below semantic versions, pre-releases below their release."""
+def version_sort_key(text: str) -> tuple[Any, ...]:
+    """Order of versions: names below semantic versions, those as semver.org §11 orders them."""
     match = _SEMVER.fullmatch(text)
     if match is None:
-        return (0, (), text)
+        return (0, text)
     major, minor, patch, pre = match.groups()
-    return (1, (int(major), int(minor), int(patch), 0 if pre else 1), pre or "")
+    # Identifiers of a pre-release: numbers by value and below words.
+    parts = [(0, int(x), "") if x.isdecimal() else (1, 0, x) for x in (pre or "").split(".")]
+    return (1, int(major), int(minor), int(patch), pre is None, parts)
 
 
 def _version_errors(text: str) -> dict[str, list[str]]:
