@@ -102,6 +102,10 @@ class LocalHub:
         """Lie about a file in model info: size=, sha256= or blob_id= (None leaves it out)."""
         self._info[path] |= values
 
+    def redirect_blobs_to(self, url: str) -> None:
+        """Send clients to another host for LFS files, as the hub does with its CDN."""
+        self.blob_url = url
+
     # -- faults ----------------------------------------------------------------------------------
 
     def fail(self, path: str, *, status: int, times: int = 1, **headers: str) -> None:
@@ -141,7 +145,7 @@ class LocalHub:
         self._server.daemon_threads = False
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = self.blob_url = f"http://127.0.0.1:{self._server.server_port}"
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -263,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound", "Entry not found", x_repo_commit=commit)
         elif name.endswith(_LFS) and fault is None:
             self.send_response(302)
-            self.send_header("Location", f"{self.owner.url}/lfs/{_sha256(content)}")
+            self.send_header("Location", f"{self.owner.blob_url}/lfs/{_sha256(content)}")
             self.send_header("X-Repo-Commit", commit)
             self.send_header("X-Linked-Etag", f'"{_sha256(content)}"')
             self.send_header("X-Linked-Size", str(len(content)))

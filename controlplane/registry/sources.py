@@ -166,6 +166,11 @@ class _Hub:
 
         try:
             info = self._persistently(ask, deadline=deadline)
+        except self._errors.RevisionNotFoundError as error:
+            raise ArtifactNotAccessible(
+                f"{self._id} has no branch, tag or commit {version!r}. "
+                f"See {_CANONICAL}/{self._id}/tree/main"
+            ) from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DownloadFailed(
                 f"{self._endpoint} does not answer as a HuggingFace hub does. Check HF_ENDPOINT."
@@ -254,6 +259,8 @@ class _Hub:
         http = self._http
         try:
             return call()
+        except self._errors.RevisionNotFoundError:
+            raise
         except self._errors.HfHubHTTPError as error:
             raise self._explain(error) from error
         except self._errors.HFValidationError as error:
@@ -279,8 +286,6 @@ class _Hub:
         if isinstance(error, errors.GatedRepoError):
             message = f"{self._id} is gated: accept its conditions at {page}, then "
             message += self._token_advice("set HF_TOKEN to a token of that account.")
-        elif isinstance(error, errors.RevisionNotFoundError):
-            message = f"{self._id} has no such branch, tag or commit. See {page}/tree/main"
         elif isinstance(error, errors.RemoteEntryNotFoundError):
             message = f"A file of {self._id} has disappeared from the hub: {error.request.url}"
         elif status in (401, 403, 404):
