@@ -185,7 +185,9 @@ class FakeTriton:
             raise ModelFailed(f"Stub process '{name}_0_0' is not healthy.")
         if "text_input" not in inputs:
             raise RequestRejected(f"expected 1 inputs but got 0 inputs for model '{name}'")
-        answer = model.answer(inputs)
+        if len(inputs["text_input"]) == 0:
+            raise RequestRejected("expected 1 string elements for inference input 'text_input'")
+        answer = model.answer(_as_received(inputs))
         if missing := [output for output in outputs if output not in answer]:
             raise RequestRejected(f"unexpected inference output '{missing[0]}' for model '{name}'")
         model.inferences += len(inputs["text_input"])
@@ -220,3 +222,16 @@ def _wanted_versions(model: FakeModel, config_json: str | None) -> set[int]:
         return {max(model.versions)}
     policy = msgspec.json.decode(config_json)["version_policy"]
     return {int(version) for version in policy["specific"]["versions"]}
+
+
+def _as_received(inputs: Arrays) -> Arrays:
+    """BYTES tensors arrive as bytes, also when they were sent as text."""
+    return {
+        name: _encoded(array) if array.dtype == np.object_ else array
+        for name, array in inputs.items()
+    }
+
+
+def _encoded(array: Any) -> Any:
+    items = [item.encode() if isinstance(item, str) else item for item in array.ravel()]
+    return np.array(items, dtype=object).reshape(array.shape)

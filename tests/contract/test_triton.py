@@ -4,7 +4,7 @@
 2. load has a deadline; the server may go on after it, and the index says so.
 3. load serves exactly the version that its configuration names.
 4. unload returns when the index no longer has the model; unloading twice is harmless.
-5. infer distinguishes: not loaded, does not fit, too late, failed.
+5. infer distinguishes: not loaded, does not fit, too late, failed. An empty batch does not fit.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ async def test_load_infer_unload(case: Case) -> None:
     name = await case.loaded_echo()
     assert await case.state(name) == {"READY"}
     answer = await case.infer(name)
-    assert answer["text_output"].tolist() in ([["one"], ["two"]], [[b"one"], [b"two"]])
+    assert answer["text_output"].tolist() == [[b"one"], [b"two"]]
     await case.client.unload(name, timeout=LOAD_TIMEOUT)
     assert await case.state(name) == {"UNAVAILABLE"}
     with pytest.raises(ModelUnknown):
@@ -189,6 +189,13 @@ async def test_infer_without_the_input_is_rejected(case: Case) -> None:
     name = await case.loaded_echo()
     with pytest.raises(RequestRejected):
         await case.client.infer(name, 1, {}, ["text_output"], timeout=20.0)
+
+
+async def test_an_empty_batch_is_rejected(case: Case) -> None:
+    name = await case.loaded_echo()
+    nothing = np.empty((0, 1), dtype=object)
+    with pytest.raises(RequestRejected):
+        await case.client.infer(name, 1, {"text_input": nothing}, ["text_output"], timeout=20.0)
 
 
 async def test_infer_for_an_unknown_output_is_rejected(case: Case) -> None:
