@@ -44,9 +44,11 @@ def serve(config: str | None, **options: Any) -> int:
     Example:
       modelmora serve --port 9000 --preload sentence-transformers/all-MiniLM-L6-v2
     """
-    from controlplane.app import serve as run_server
     from controlplane.settings import load_settings
 
     given = {name: list(v) if isinstance(v, tuple) else v for name, v in options.items() if v != ()}
     settings = load_settings(config_file=Path(config) if config else None, overrides=given)
+    # Only now: a wrong setting is answered before the server's libraries are read.
+    from controlplane.app import serve as run_server
+
     return run_server(settings)
