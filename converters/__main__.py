@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from converters.errors import ConversionError, ExportFailed, InsufficientDisk
+from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
 from converters.progress import EventStream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+# Full, over quota, over the process's file size limit.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _EXAMPLE = """example:
   python -m converters convert --task txt2embed --source ./all-MiniLM-L6-v2 --output ./artefact
@@ -64,13 +68,14 @@ def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, obje
     except MemoryError as error:
         raise ExportFailed("The conversion ran out of memory.") from error
     except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
-        raise ExportFailed(f"The conversion broke: {type(error).__name__}: {first}") from error
+        raise ExportFailed(
+            f"The conversion broke: {type(error).__name__}: {one_line(error)}."
+        ) from error
 
 
 def _about_files(error: OSError, output: Path) -> ConversionError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InsufficientDisk(str(output.parent), float("nan"), 0)
+    if error.errno in _NO_SPACE:
+        return InsufficientDisk(str(output.parent), shutil.disk_usage(output.parent).free)
     return ExportFailed(f"The conversion broke: {error.strerror or error} ({error.filename}).")
 
 

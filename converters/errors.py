@@ -5,6 +5,8 @@ The message is one sentence for the person who asked for the install; details go
 
 from __future__ import annotations
 
+import re
+
 
 class ConversionError(Exception):
     """A conversion that was refused or broke; `str()` is the message for the user."""
@@ -31,8 +33,14 @@ class UnsafeWeights(ConversionError):
 class InsufficientDisk(ConversionError):
     code = "INSUFFICIENT_DISK"
 
-    def __init__(self, folder: str, needed_bytes: float, free_bytes: float) -> None:
+    def __init__(self, folder: str, free_bytes: int, needed_bytes: int | None = None) -> None:
+        needed = "" if needed_bytes is None else f"{needed_bytes / 2**20:.0f} MB needed, "
         super().__init__(
-            f"Not enough disk space in {folder}: {needed_bytes / 2**20:.0f} MB needed, "
-            f"{free_bytes / 2**20:.0f} MB free."
+            f"Not enough disk space in {folder}: {needed}{free_bytes / 2**20:.0f} MB free."
         )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text for a user: its first line, without terminal colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0].rstrip(".: ")

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from converters.errors import ArtifactNotAccessible, ExportFailed
+from converters.errors import ArtifactNotAccessible, ExportFailed, one_line
 from converters.sentence_model import read_json
 from converters.tokenization import require_vocabulary
 
@@ -52,7 +52,7 @@ def load_config(spec: TransformerSpec) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(spec.folder, **options)
     except Exception as error:
-        raise ArtifactNotAccessible(f"config.json is not valid: {_first_line(error)}") from error
+        raise ArtifactNotAccessible(f"config.json is not valid: {one_line(error)}.") from error
     if config.is_encoder_decoder and config.model_type not in _ENCODERS:
         raise ExportFailed(f"The encoder-decoder {config.model_type!r} is not supported.")
     config.use_cache = False
@@ -88,9 +88,7 @@ def load_tokenizer(model: SentenceModel) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder, **options)
     except Exception as error:
-        raise ArtifactNotAccessible(
-            f"The tokenizer cannot be read: {_first_line(error)}"
-        ) from error
+        raise ArtifactNotAccessible(f"The tokenizer cannot be read: {one_line(error)}.") from error
     if not tokenizer.is_fast:
         raise ExportFailed(f"{type(tokenizer).__name__} has no fast version, which serving needs.")
     if not model.described and tokenizer.chat_template is not None:
@@ -128,7 +126,7 @@ def load_transformer(spec: TransformerSpec, config: Any, weights: Weights) -> nn
         )
     except Exception as error:
         raise ArtifactNotAccessible(
-            f"{names} and config.json do not give a model: {_first_line(error)}"
+            f"{names} and config.json do not give a model: {one_line(error)}."
         ) from error
     _require_complete(
         report["missing_keys"], names, pooler_used="pooler_output" in spec.output_path
@@ -169,7 +167,3 @@ def max_seq_length(spec: TransformerSpec, config: Any, tokenizer: Any, model: nn
             limits.append(part.num_embeddings - skipped)
     length = int(min(limits))
     return length if length < 10**9 else UNLIMITED_LENGTH
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -46,6 +46,12 @@ class SentenceEncoder(nn.Module):
         self._transformer_inputs = tuple(transformer_inputs)
         self._truncate_dim = truncate_dim
 
+    @property
+    def token_count(self) -> int | None:
+        """Rows of the transformer's token table; None when it has none."""
+        table = getattr(self.transformer, "get_input_embeddings", lambda: None)()
+        return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:

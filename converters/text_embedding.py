@@ -7,7 +7,7 @@ import shutil
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from converters.errors import ConversionError, ExportFailed, InsufficientDisk
+from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
 from converters.sentence_model import PoolingSpec, read_sentence_model
 from converters.weights import find_weights
 
@@ -67,7 +67,7 @@ def convert_text_embedding(
     output.mkdir(parents=True)
     try:
         events.progress("load", 0.0, "loading torch and transformers")
-        loaded = _load(model, weights, output, allow_pickle=allow_pickle, threads=threads)
+        loaded = load(model, weights, output, allow_pickle=allow_pickle, threads=threads)
         return _export(loaded, output, identity, events, threads, external_data_above)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
@@ -79,12 +79,17 @@ def _require_space(output: Path, weights: Weights) -> None:
     # The exporter's own file and ours exist at the same time; 4 bytes per number in each.
     needed, free = weights.elements * 4 * 2 + 32 * _MB, shutil.disk_usage(folder).free
     if needed > free:
-        raise InsufficientDisk(str(folder), needed, free)
+        raise InsufficientDisk(str(folder), free, needed)
 
 
-def _load(
+def load(
     model: SentenceModel, weights: Weights, output: Path, *, allow_pickle: bool, threads: int | None
 ) -> Loaded:
+    """Build the encoder from the source's files and write `output`/tokenizer.json.
+
+    Raises:
+        ConversionError: a file is missing or damaged, or the model is not supported.
+    """
     import torch
 
     from converters import loading
@@ -185,7 +190,6 @@ def _export(
     from converters.manifest import Exported, text_embedding_manifest, write_manifest
     from converters.tokenization import TOKENIZER_FILE
 
-    events.progress("load", 1.0, f"{loaded.parameters:,} parameters loaded")
     exporter, check, parity, tokenization = _first_that_holds(
         loaded, output, events, threads, external_data_above or onnx.EXTERNAL_DATA_ABOVE
     )
@@ -223,9 +227,11 @@ def _first_that_holds(
     from converters.verify import Check
 
     tokenization = loaded.tokenization
+    events.progress("load", 0.8, f"{loaded.parameters:,} parameters; PyTorch embeds the test texts")
     check = Check(
         loaded.encoder, open_tokenizer(output / TOKENIZER_FILE, tokenization), tokenization
     )
+    events.progress("load", 1.0, "loaded")
     failure = ""
     for exporter in onnx.EXPORTERS:
         events.progress("export", 0.0, f"exporting to ONNX ({exporter})")
@@ -248,9 +254,9 @@ def _first_that_holds(
             raise
         except Exception as error:  # noqa: BLE001 - exporters raise anything; the next one may do
             traceback.print_exc()
-            failure = f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {one_line(error)}"
             continue
         if parity.holds:
             return exporter, check, parity, dataclasses.replace(tokenization, input_names=inputs)
         failure = f"the vectors differ from PyTorch's: {parity}"
-    raise ExportFailed(f"The export to ONNX failed; {failure}.")
+    raise ExportFailed(f"The model cannot be exported to ONNX; {failure}.")

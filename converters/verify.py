@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import torch
 
+from converters.errors import ArtifactNotAccessible, ExportFailed
 from converters.tokenization import encode
+
+# Read once, when ONNX Runtime is imported: since 1.29 it reports to Microsoft and leaves a file in
+# the temporary folder unless this is set.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,6 +122,10 @@ def verification_batches(max_seq_length: int) -> list[list[str]]:
 class Check:
     """One comparison: PyTorch's vectors are computed once, then any number of exports is held
     against them.
+
+    Raises:
+        ArtifactNotAccessible: the tokenizer gives tokens that the model does not have.
+        ExportFailed: PyTorch's own vectors hold NaN or infinity.
     """
 
     def __init__(
@@ -123,7 +133,10 @@ class Check:
     ) -> None:
         batches = verification_batches(tokenization.max_seq_length)
         self._batches = [encode(tokenizer, batch, tokenization) for batch in batches]
+        _require_known_tokens(encoder, self._batches)
         self._expected = [_run_torch(encoder, batch) for batch in self._batches]
+        if not all(_finite(vectors) for vectors in self._expected):
+            raise ExportFailed("The model itself gives vectors with values that are no numbers.")
 
     @property
     def dimension(self) -> int:
@@ -161,6 +174,15 @@ def measure(expected: Vectors, found: Vectors) -> Parity:
         max_abs_diff=float(np.abs(a - b).max()),
         scale=max(1.0, float(np.abs(a).max())),
     )
+
+
+def _require_known_tokens(encoder: SentenceEncoder, batches: list[Inputs]) -> None:
+    rows = encoder.token_count
+    highest = max(int(batch["input_ids"].max()) for batch in batches)
+    if rows is not None and highest >= rows:
+        raise ArtifactNotAccessible(
+            f"The tokenizer does not fit the model: it gives token {highest} of {rows}."
+        )
 
 
 def _finite(vectors: Vectors) -> bool:

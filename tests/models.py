@@ -12,6 +12,7 @@ called, not when this module is.
 from __future__ import annotations
 
 import json
+import os
 import string
 from typing import TYPE_CHECKING, Any
 
@@ -169,6 +170,23 @@ def tiny_llama(folder: Path, **sentence: Any) -> Path:
     return _write(folder, LlamaModel, config, tokenizer, **{"pooling": "lasttoken"} | sentence)
 
 
+def tiny_fnet(folder: Path, **sentence: Any) -> Path:
+    """An FNet: its Fourier transform is beyond the TorchScript exporter."""
+    from transformers import BertTokenizer, FNetConfig, FNetModel
+
+    vocab = _wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer = BertTokenizer(vocab=vocab, model_max_length=32)
+    config = FNetConfig(
+        vocab_size=len(vocab),
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=_SPREAD,
+    )
+    return _write(folder, FNetModel, config, tokenizer, **sentence)
+
+
 def tiny_t5(folder: Path, **sentence: Any) -> Path:
     """A T5 encoder-decoder, of which embedding uses the encoder; no limit on positions."""
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
@@ -255,6 +273,7 @@ def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32
 
     A second reading of the contract between converters and backends, written here on purpose.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
     import numpy as np
     import onnxruntime
     from tokenizers import Tokenizer
