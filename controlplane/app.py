@@ -173,6 +173,7 @@ class Application:
                 self.settings.triton_grpc_url,
                 self.settings.triton_http_url,
                 self.settings.triton_metrics_url,
+                secret=self.settings.control_header,
             )
         else:
             server = EmbeddedTriton(

@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         allow_pickle: read pickled weights (they can run code) where a source has no safetensors.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
+        triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
+            external Triton (its --grpc-restricted-protocol); a secret.
     """
 
     host: str = "127.0.0.1"
@@ -70,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     triton_grpc_url: str | None = None
     triton_http_url: str | None = None
     triton_metrics_url: str | None = None
+    triton_control_header: str | None = None
 
     @property
     def memory_budget_mb(self) -> int:
@@ -81,8 +84,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.data_dir / "modelmora.db"
 
     def public(self) -> dict[str, Any]:
-        """All settings as JSON-ready values; none of them is a secret."""
-        return {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
+        """All settings as JSON-ready values, secrets masked."""
+        values = {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
+        return {k: "********" if k in _SECRETS and v else v for k, v in values.items()}
+
+    @property
+    def control_header(self) -> tuple[str, str] | None:
+        """Name and value of `triton_control_header`."""
+        name, _, value = (self.triton_control_header or "").partition("=")
+        return (name.strip(), value.strip()) if value else None
+
+
+_SECRETS = frozenset({"triton_control_header"})
 
 
 def _plain(value: Any) -> Any:
@@ -318,6 +331,8 @@ def _check_together(settings: Settings, written: Mapping[str, str]) -> None:
             raise wrong(key, "is for an external Triton: set triton_grpc_url as well")
         if url is not None and not url.startswith(("http://", "https://")):
             raise wrong(key, f"must begin with http:// or https:// (got {url!r})")
+    if settings.triton_control_header and settings.control_header is None:
+        raise wrong("triton_control_header", "must be NAME=VALUE")
     if not settings.allow_unauthenticated_network and not is_loopback(settings.host):
         raise wrong(
             "host",
