@@ -84,8 +84,9 @@ class TritonClient:
     """
 
     def __init__(self, endpoints: Endpoints) -> None:
-        self._use(endpoints)
         self._retired: set[asyncio.Task[None]] = set()
+        self._generation = 0  # grows whenever the channel is replaced or closed
+        self._use(endpoints)
 
     def _use(self, endpoints: Endpoints) -> None:
         self._headers = dict(endpoints.grpc_metadata)
@@ -95,6 +96,7 @@ class TritonClient:
 
     def reconnect(self, endpoints: Endpoints) -> None:
         """Talk to a server that was restarted, perhaps on other ports; running calls fail."""
+        self._generation += 1
         task = asyncio.ensure_future(self._grpc.close())
         self._retired.add(task)
         task.add_done_callback(self._retired.discard)
@@ -102,6 +104,7 @@ class TritonClient:
 
     async def close(self) -> None:
         """Close the channel; running calls fail."""
+        self._generation += 1
         await asyncio.gather(*self._retired, self._grpc.close())
 
     async def live(self, timeout: float = 2.0) -> bool:
@@ -114,7 +117,7 @@ class TritonClient:
 
     async def _is(self, question: Callable[..., Awaitable[bool]], timeout: float) -> bool:
         try:
-            return bool(await _guard(question(client_timeout=timeout), timeout))
+            return bool(await self._guard(question(client_timeout=timeout), timeout))
         except TritonError:
             return False
 
@@ -123,7 +126,7 @@ class TritonClient:
         call = self._grpc.get_model_repository_index(
             headers=self._headers, client_timeout=CONTROL_TIMEOUT
         )
-        answer = await _guard(call, CONTROL_TIMEOUT)
+        answer = await self._guard(call, CONTROL_TIMEOUT)
         return [
             IndexEntry(
                 entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason
@@ -151,7 +154,7 @@ class TritonClient:
             name, headers=self._headers, config=config_json, client_timeout=timeout
         )
         try:
-            await _guard(call, timeout)
+            await self._guard(call, timeout)
         except TritonTimeout:
             await self._judge_late_load(name, timeout)
 
@@ -176,7 +179,7 @@ class TritonClient:
         deadline = asyncio.get_running_loop().time() + timeout
         call = self._grpc.unload_model(name, headers=self._headers, client_timeout=timeout)
         try:
-            await _guard(call, timeout)
+            await self._guard(call, timeout)
         except ModelUnknown:
             return
         while not await self._is_unloaded(name):
@@ -226,7 +229,7 @@ class TritonClient:
             client_timeout=timeout,
             parameters=dict(parameters) if parameters else None,
         )
-        result = await _guard(call, timeout)
+        result = await self._translated(call)
         return {output: _array(result, output) for output in outputs}
 
     async def statistics(self, name: str, version: int) -> dict[str, Any]:
@@ -237,28 +240,39 @@ class TritonClient:
         call = self._grpc.get_inference_statistics(
             name, str(version), as_json=True, client_timeout=CONTROL_TIMEOUT
         )
-        answer = await _guard(call, CONTROL_TIMEOUT)
+        answer = await self._guard(call, CONTROL_TIMEOUT)
         stats = answer.get("model_stats", [])
         if not stats:
             raise ModelUnknown(f"Triton has no statistics of {name} version {version}")
         return dict(stats[0])
 
+    async def _guard(self, call: Awaitable[T], timeout: float) -> T:
+        # gRPC keeps the deadline itself; a second one costs a task, which a request that may take
+        # a millisecond should not pay for, but a control call can.
+        try:
+            return await asyncio.wait_for(self._translated(call), timeout + 1.0)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise TritonTimeout(f"no answer within {timeout:g} s") from None
+
+    async def _translated(self, call: Awaitable[T]) -> T:
+        generation = self._generation
+        try:
+            return await call
+        except InferenceServerException as error:
+            raise failure_of(error.status(), error.message()) from None
+        except grpc.aio.UsageError as error:  # the channel was closed before the call
+            raise TritonUnavailable(str(error)) from None
+        except asyncio.CancelledError:
+            # A channel that is closed cancels its calls; to the caller that would look as if
+            # somebody had cancelled the caller.
+            if generation == self._generation:
+                raise
+            raise TritonUnavailable("the connection to Triton was closed") from None
+
     async def metadata(self) -> dict[str, Any]:
         """The server's name, version and extensions."""
         call = self._grpc.get_server_metadata(as_json=True, client_timeout=CONTROL_TIMEOUT)
-        return dict(await _guard(call, CONTROL_TIMEOUT))
-
-
-async def _guard(call: Awaitable[T], timeout: float) -> T:
-    # gRPC keeps the deadline itself; the second one is for a channel that is stuck before sending.
-    try:
-        return await asyncio.wait_for(call, timeout + 1.0)
-    except InferenceServerException as error:
-        raise failure_of(error.status(), error.message()) from None
-    except (asyncio.TimeoutError, TimeoutError):
-        raise TritonTimeout(f"no answer within {timeout:g} s") from None
-    except grpc.aio.UsageError as error:  # the channel was closed meanwhile
-        raise TritonUnavailable(str(error)) from None
+        return dict(await self._guard(call, CONTROL_TIMEOUT))
 
 
 def _tensor(name: str, array: Array) -> InferInput:

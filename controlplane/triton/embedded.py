@@ -15,7 +15,7 @@ import structlog
 
 from controlplane.errors import StartupError
 from controlplane.triton import processes
-from controlplane.triton.client import TritonClient
+from controlplane.triton.client import TritonClient, TritonError
 from controlplane.triton.installation import (
     Host,
     assemble_backends,
@@ -148,6 +148,8 @@ class EmbeddedTriton:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
+        if self.pid is not None:
+            await self._cut_off_loads()
         await self._tear_down()
         self._state = "stopped"
 
@@ -282,6 +284,15 @@ class EmbeddedTriton:
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
+
+    async def _cut_off_loads(self) -> None:
+        """A load, hanging or not, would hold up the graceful stop until it is killed."""
+        client = TritonClient(self.endpoints)
+        with contextlib.suppress(TritonError):
+            for entry in await client.index():
+                if entry.state == "LOADING" and entry.version is not None:
+                    self.kill_stubs(entry.name, entry.version)
+        await client.close()
 
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:

@@ -216,6 +216,28 @@ async def test_stop_during_a_hanging_load(own: Own) -> None:
     await client.close()
 
 
+async def test_running_calls_fail_when_their_channel_is_replaced(own: Own, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    name = own.models.write(execute=f"open({str(started)!r}, 'w').close(); time.sleep(2)")
+    client = TritonClient(own.server.endpoints)
+    await client.load(name, timeout=60)
+    busy = asyncio.ensure_future(
+        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=20)
+    )
+    await eventually(started.exists)
+    client.reconnect(own.server.endpoints)
+    with pytest.raises(TritonUnavailable):
+        await busy
+    assert await client.live()
+    busy = asyncio.ensure_future(
+        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=20)
+    )
+    busy.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await busy
+    await client.close()
+
+
 async def test_taken_ports_are_replaced(own: Own) -> None:
     before = own.server.endpoints
     port = int(before.http_url.rpartition(":")[2])

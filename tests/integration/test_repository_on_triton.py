@@ -171,5 +171,5 @@ async def test_critical_requests_overtake(served: Served) -> None:
     low = [asyncio.ensure_future(served.infer(*["x"] * 32, priority=4)) for _ in range(3)]
     critical = asyncio.ensure_future(served.infer(*["y"] * 32, priority=1))
     order = [float((await request)[0, 1]) for request in (critical, *low)]
-    assert order == sorted(order)
+    assert order[0] == min(order)
     await busy
