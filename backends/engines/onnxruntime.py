@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from backends.engines import BatchCost
 from backends.errors import EngineError
 from backends.machine import cuda_devices, return_free_memory, usable_cores
+
+# Read once, at the import: since 1.29 ONNX Runtime otherwise keeps a thread that reports to
+# Microsoft and leaves a file in the temporary folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -351,3 +352,15 @@ def test_lower_casing_is_in_the_tokenizer(decoder_artefact: Path, tmp_path: Path
     (lowered,) = Embedder.open(folder).embed(both)
     assert np.abs(cased[0] - cased[1]).max() > 1e-3
     np.testing.assert_allclose(lowered[0], lowered[1], atol=1e-6)
+
+
+def test_onnx_runtime_reports_to_nobody(decoder_artefact: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    source = (
+        "import sys, pathlib; from backends.text_embedding.embedder import Embedder\n"
+        "Embedder.open(pathlib.Path(sys.argv[1]))\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", source, str(decoder_artefact)]
+    subprocess.run(command, env=os.environ | {"TMPDIR": str(tmp_path / "scratch")}, check=True)
+    assert list((tmp_path / "scratch").iterdir()) == []  # its telemetry keeps a file there
