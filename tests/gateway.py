@@ -26,6 +26,7 @@ from controlplane.observability.metrics import Metrics
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -155,8 +156,7 @@ async def _http_server(services: Services) -> AsyncIterator[int]:
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext
     serving = asyncio.create_task(server.serve(sockets=[listening]))
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: server.started)
     yield listening.getsockname()[1]
     server.should_exit = True
     await serving

@@ -48,11 +48,6 @@ class Services:
     suspect: Callable[[Servable], None] = lambda _: None
     check_database: Callable[[], object] = lambda: None
 
-    def suspect_after(self, servable: Servable, *, server_fault: bool) -> None:
-        """Have the model's health looked at when a failure was not the client's doing."""
-        if server_fault:
-            self.suspect(servable)
-
 
 # As a parameter of a route: handed over as it is, not taken apart and checked as input is.
 GivenServices: TypeAlias = NamedDependency[SkipValidation[Services]]

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from controlplane.errors import InferenceTimeout, ModelMoraError
+from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput, ModelMoraError
 from controlplane.events import InferenceFinished
 from controlplane.gateway.trace import name_model
 
@@ -92,6 +92,15 @@ def seconds_left(servable: Servable, deadline: float, timeout: float) -> float:
     return left
 
 
+def note_refusal(
+    services: Services, servable: Servable, outcome: Outcome, *, clients_fault: bool
+) -> None:
+    """Note that Triton refused a request; a failure of the model has its health looked at."""
+    outcome.error_code = InvalidInput.code if clients_fault else InferenceFailed.code
+    if not clients_fault:
+        services.suspect(servable)
+
+
 @contextlib.contextmanager
 def counted(services: Services, servable: Servable, protocol: str) -> Iterator[Outcome]:
     """Publish InferenceFinished when the block ends, however it ends.
@@ -109,7 +118,7 @@ def counted(services: Services, servable: Servable, protocol: str) -> Iterator[O
         outcome.error_code = CANCELLED
         raise
     except Exception:
-        outcome.error_code = ModelMoraError.code
+        outcome.error_code = outcome.error_code or ModelMoraError.code
         raise
     finally:
         services.bus.publish(

@@ -16,7 +16,6 @@ import grpc.aio
 import structlog
 
 from controlplane.errors import (
-    InferenceFailed,
     InferenceTimeout,
     InvalidInput,
     ModelMoraError,
@@ -199,9 +198,8 @@ class GrpcGateway:
                 try:
                     return await self._upstream.call("ModelInfer", incoming, message, servable)
                 except Refused as refused:
-                    outcome.error_code = InferenceFailed.code
-                    fault = refused.code is not grpc.StatusCode.INVALID_ARGUMENT
-                    services.suspect_after(servable, server_fault=fault)
+                    clients_fault = refused.code is grpc.StatusCode.INVALID_ARGUMENT
+                    v2.note_refusal(services, servable, outcome, clients_fault=clients_fault)
                     raise
 
     def _resolve(self, message: bytes) -> tuple[Servable, bytes]:

@@ -8,6 +8,7 @@ an unmodified client asks for its metadata first; `ready` therefore means "would
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -16,7 +17,6 @@ import msgspec
 import structlog
 
 from controlplane.errors import (
-    InferenceFailed,
     InferenceTimeout,
     ModelMoraError,
     ServiceUnavailable,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROTOCOL = "v2_http"
+_LARGE = 2**19
 _HEADER_LENGTH = "inference-header-content-length"
 # RFC 9110 §7.6.1, and what the relay writes itself. A client must not be able to bring the
 # header that opens the private server's control calls.
@@ -82,7 +83,8 @@ def parse_target(path: str) -> Target:
         UnknownRoute: it names no model, or something below a model that Triton does not have.
     """
     parts = [unquote(part) for part in path.strip("/").split("/")]
-    name, rest = parts[0], parts[1:]
+    # Twice: a client that encodes an id which its user had encoded already means the same model.
+    name, rest = unquote(parts[0]), parts[1:]
     # A bare name followed by nothing but "infer" reads better as a name without organization.
     is_bare = "/" not in name and "--" not in name
     if is_bare and rest and rest[0] != "versions" and rest not in _BARE_CALLS:
@@ -192,8 +194,7 @@ class V2Http:
                     servable=servable,
                 )
             if reply.status >= 400:
-                outcome.error_code = InferenceFailed.code
-                services.suspect_after(servable, server_fault=reply.status >= 500)
+                v2.note_refusal(services, servable, outcome, clients_fault=reply.status < 500)
         return reply
 
     def _forwarded(self, scope: Scope, checked: Checked) -> dict[str, str]:
@@ -243,7 +244,7 @@ class V2Http:
                 method,
                 url,
                 headers=headers,
-                data=body,
+                data=_in_pieces(body),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout),
             ) as answer:
@@ -285,6 +286,11 @@ def _require(method: str, allowed: str) -> None:
 
 def _model_path(servable: Servable) -> str:
     return f"/v2/models/{quote(servable.triton_name)}/versions/{servable.triton_version}"
+
+
+def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A large body as a file: aiohttp writes bytes at one go, blocking the event loop."""
+    return io.BytesIO(body) if body and len(body) > _LARGE else body
 
 
 def _new_session() -> aiohttp.ClientSession:

@@ -7,9 +7,8 @@ Labels hold ids of registered models only, never text that a client made up.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version as distribution_version
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 from prometheus_client import (
@@ -22,13 +21,18 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from controlplane import events
 from controlplane.lifecycle.memory import device
-from controlplane.lifecycle.resident import ResidentView
 from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from controlplane.lifecycle.resident import ResidentView
 
 _MB = 1024 * 1024
 # From a single short text on an idle machine to a first request that loads a large model.

@@ -12,11 +12,11 @@ from controlplane.gateway.http import HttpGateway
 from controlplane.gateway.rest import docs, infer, lifecycle, models, system
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
 from controlplane.gateway.rest.requests import JsonRequest
-from controlplane.gateway.services import Services
 from controlplane.gateway.v2_http import V2Http
 
 if TYPE_CHECKING:
     from controlplane.gateway.asgi import App
+    from controlplane.gateway.services import Services
 
 API_ROUTES = [*models.ROUTES, *lifecycle.ROUTES, *infer.ROUTES, *system.ROUTES]
 
@@ -28,12 +28,9 @@ def create_app(services: Services) -> HttpGateway:
     """
     v2 = V2Http(services)
 
-    def provide_services() -> Services:
-        return services
-
     rest = Litestar(
         [*API_ROUTES, *docs.ROUTES],
-        dependencies={"services": Provide(provide_services, sync_to_thread=False)},
+        dependencies={"services": Provide(lambda: services, sync_to_thread=False)},
         exception_handlers=EXCEPTION_HANDLERS,
         request_class=JsonRequest,
         request_max_body_size=services.settings.max_request_bytes,

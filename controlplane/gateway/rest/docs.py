@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from litestar import Litestar, Response, get
@@ -18,6 +18,7 @@ from controlplane.gateway.services import GivenServices
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
 
+_PATH_EXAMPLES = {"org": "sentence-transformers", "repo": "all-MiniLM-L6-v2"}
 _PAGE = Path(__file__).with_name("docs.html")
 # The page is one file with its script and style in it, and talks to this server only.
 _POLICY = (
@@ -87,7 +88,25 @@ def openapi_document(version: str) -> bytes:
     described = Litestar(
         routes, dependencies=dependencies, openapi_config=config, logging_config=None
     )
-    return msgspec.json.encode(described.openapi_schema.to_schema())
+    document = described.openapi_schema.to_schema()
+    _polish(document)
+    return msgspec.json.encode(document)
+
+
+def _polish(node: Any) -> None:
+    """Say plainly what Litestar says in a roundabout way, and give path parameters examples."""
+    for child in node.values() if isinstance(node, dict) else node:
+        if isinstance(child, dict | list):
+            _polish(child)
+    if not isinstance(node, dict):
+        return
+    if len(node.get("oneOf", ())) == 1:  # a field that may be left out
+        node.update(node.pop("oneOf")[0])
+    if node.get("in") == "path" and node.get("name") in _PATH_EXAMPLES:
+        node["example"] = _PATH_EXAMPLES[node["name"]]
+    body = node.get("requestBody")
+    if body and {"type": "null"} in body["content"]["application/json"]["schema"].get("oneOf", ()):
+        body["required"] = False
 
 
 @lru_cache(maxsize=1)

@@ -44,11 +44,18 @@ def decode(body: bytes, wanted: Any) -> Any:
         ValidationFailed: with all wrong fields of a struct, as dotted paths.
     """
     try:
-        try:
-            return msgspec.json.decode(body, type=wanted)
-        except msgspec.ValidationError as error:
-            # It speaks up at the first wrong type; what follows may not even be JSON.
-            raise ValidationFailed(_all_wrong_fields(body, wanted) or field_error(error)) from None
+        return msgspec.json.decode(body, type=wanted)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        first = error
+    # msgspec speaks up at the first wrong type; what follows may not even be JSON.
+    value = _parse(body)
+    fields = field_error(first) if isinstance(first, msgspec.ValidationError) else {}
+    raise ValidationFailed(_all_wrong_fields(value, wanted) or fields or {"body": [str(first)]})
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
     except RecursionError:
         raise ValidationFailed({"body": ["is nested too deeply"]}) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -69,10 +76,9 @@ def field_error(error: msgspec.ValidationError, below: str = "") -> dict[str, li
     return {".".join(part for part in path if part) or "body": [message]}
 
 
-def _all_wrong_fields(body: bytes, wanted: Any) -> dict[str, list[str]]:
+def _all_wrong_fields(value: Any, wanted: Any) -> dict[str, list[str]]:
     """Every wrong field at the top level of a struct, where msgspec stops at the first."""
     struct = _struct_in(wanted)
-    value = msgspec.json.decode(body)
     if struct is None or not isinstance(value, dict):
         return {}
     known = {field.encode_name: field for field in msgspec.structs.fields(struct)}

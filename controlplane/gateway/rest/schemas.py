@@ -6,14 +6,16 @@ Absent values are UNSET, never null: what has no value is left out (domain §1.6
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from controlplane.lifecycle.resident import ResidentView
-from controlplane.registry.files import Progress
 from controlplane.registry.model import Model, ModelChange, NewModel, ResourceRequirements
+
+if TYPE_CHECKING:
+    from controlplane.lifecycle.resident import ResidentView
+    from controlplane.registry.files import Progress
 
 T = TypeVar("T")
 

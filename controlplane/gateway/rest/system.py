@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import structlog
 from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
 
 from controlplane.gateway.rest.schemas import (
     Alive,
@@ -121,7 +122,7 @@ async def live() -> Alive:
     operation_id="getReadiness",
     summary="Can requests be served?",
     tags=_HEALTH,
-    responses={},
+    responses={503: ResponseSpec(Readiness, description="Something is not ready.")},
 )
 async def ready(services: GivenServices) -> Response[Readiness]:
     """Whether the database and Triton answer; 503 while one of them does not."""
