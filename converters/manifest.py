@@ -88,8 +88,7 @@ def _tokens_to_vector(
         "output_name": "sentence_embedding",
         "dimension": exported.dimension,
         "max_seq_length": tokenization.max_seq_length,
-        # What the backend has left to do: nothing, lower-casing is in tokenizer.json.
-        "do_lower_case": False,
+        "do_lower_case": tokenization.do_lower_case,
         "pad_token_id": tokenization.pad_token_id,
         "pad_token_type_id": tokenization.pad_token_type_id,
         "padding_side": tokenization.padding_side,

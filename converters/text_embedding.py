@@ -138,6 +138,7 @@ def _tokenization(
         pad_token_type_id=hf_tokenizer.pad_token_type_id,
         padding_side=hf_tokenizer.padding_side,
         truncation_side=hf_tokenizer.truncation_side,
+        do_lower_case=model.transformer.do_lower_case,
         prompt=model.default_prompt,
     )
 
@@ -154,7 +155,6 @@ def _write_tokenizer(
         model.transformer.folder,
         output,
         texts=[text for batch in batches for text in batch],
-        lower_case=model.transformer.do_lower_case,
     )
 
 

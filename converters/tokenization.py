@@ -39,6 +39,7 @@ class Tokenization:
         input_names: the graph's inputs, of input_ids, attention_mask and token_type_ids.
         max_seq_length: tokens, special ones included; longer texts are cut.
         padding_side, truncation_side: `right` or `left`.
+        do_lower_case: prompt included.
         prompt: put before every text.
     """
 
@@ -48,6 +49,7 @@ class Tokenization:
     pad_token_type_id: int
     padding_side: str
     truncation_side: str
+    do_lower_case: bool = False
     prompt: str = ""
 
 
@@ -59,9 +61,7 @@ def require_vocabulary(folder: Path) -> None:
         )
 
 
-def write_tokenizer(
-    loaded: Any, folder: Path, output: Path, *, texts: list[str], lower_case: bool
-) -> bool:
+def write_tokenizer(loaded: Any, folder: Path, output: Path, *, texts: list[str]) -> bool:
     """Write `output`/tokenizer.json; True when it is the source's own file.
 
     transformers builds many tokenizers anew from the vocabulary and does not always get what
@@ -70,28 +70,28 @@ def write_tokenizer(
 
     Args:
         loaded: transformers' fast tokenizer.
-        lower_case: sentence-transformers' do_lower_case. It goes into the tokenizer, as
-            sentence-transformers does it: Python's `str.lower` treats the Greek final sigma and
-            special tokens differently.
     """
     target, source = output / TOKENIZER_FILE, folder / TOKENIZER_FILE
-    same = source.is_file() and _agree(loaded, _parse(source), texts)
-    if same and not lower_case:
+    if source.is_file() and _agree(loaded, _parse(source), texts):
         shutil.copyfile(source, target)
         return True
     backend = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
-    if lower_case:
-        first: list[Any] = [Lowercase()]
-        backend.normalizer = Sequence(first + ([backend.normalizer] if backend.normalizer else []))
     backend.save(str(target))
     return False
 
 
 def open_tokenizer(path: Path, tokenization: Tokenization) -> Tokenizer:
-    """The tokenizer as the backend opens it: cut at max_seq_length, padding left to `encode`."""
+    """The tokenizer as the backend opens it: cut at max_seq_length, padding left to `encode`.
+
+    do_lower_case becomes a step before the tokenizer's own normalizers, as sentence-transformers
+    has it: Python's `str.lower` treats the Greek final sigma and special tokens differently.
+    """
     tokenizer = _parse(path)
+    if tokenization.do_lower_case:
+        own = tokenizer.normalizer
+        tokenizer.normalizer = Sequence([Lowercase()] if own is None else [Lowercase(), own])
     tokenizer.no_padding()
     tokenizer.enable_truncation(tokenization.max_seq_length, direction=tokenization.truncation_side)
     return tokenizer

@@ -16,7 +16,7 @@ from converters.tokenization import encode
 # Read once, when ONNX Runtime is imported: since 1.29 it reports to Microsoft and leaves a file in
 # the temporary folder unless this is set.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -276,7 +276,7 @@ def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported
     import numpy as np
     import onnxruntime
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, normalizers
 
     facts = json.loads((artefact / "manifest.json").read_text(encoding="utf-8"))["text_embedding"]
     tokenizer = Tokenizer.from_file(str(artefact / facts["tokenizer_file"]))
@@ -286,9 +286,11 @@ def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32
         pad_id=facts["pad_token_id"],
         pad_type_id=facts["pad_token_type_id"],
     )
+    if facts["do_lower_case"]:
+        steps = [normalizers.Lowercase(), tokenizer.normalizer]
+        tokenizer.normalizer = normalizers.Sequence([step for step in steps if step is not None])
     prompt = facts["prompts"].get(facts["default_prompt_name"], "")
-    lowered = [text.lower() if facts["do_lower_case"] else text for text in texts]
-    encodings = tokenizer.encode_batch([prompt + text for text in lowered])
+    encodings = tokenizer.encode_batch([prompt + text for text in texts])
     columns = {
         "input_ids": [e.ids for e in encodings],
         "attention_mask": [e.attention_mask for e in encodings],

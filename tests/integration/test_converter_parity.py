@@ -183,7 +183,8 @@ def test_do_lower_case(build: Callable[..., Path], tmp_path: Path) -> None:
         prompts={"query": "QUERY: "},
         default_prompt_name="query",
     )
-    convert(source, tmp_path / "out")
+    facts = convert(source, tmp_path / "out")["manifest"]["text_embedding"]
+    assert facts["do_lower_case"] is True
     assert_same_vectors(source, tmp_path / "out", list(models.TEXTS))
     upper, lower = models.artefact_vectors(tmp_path / "out", ["THE CAT", "the cat"])
     np.testing.assert_allclose(upper, lower, atol=1e-6)
