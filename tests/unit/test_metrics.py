@@ -1,0 +1,172 @@
+"""Metrics: counters follow events, gauges follow the scheduler, names are the documented ones."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from controlplane import events
+from controlplane.lifecycle.resident import ResidentView
+from controlplane.lifecycle.state import ModelState
+from controlplane.observability.metrics import Metrics
+
+MB = 1024 * 1024
+
+
+class Memory:
+    """A scheduler that is only looked at."""
+
+    used_mb = 120.0
+    budget_mb = 480.0
+
+    def __init__(self):
+        self.views = ()
+
+    def loaded(self):
+        return self.views
+
+
+def view(model_id, state=ModelState.LOADED, memory_mb=100.0, version="main"):
+    return ResidentView(
+        model_id=model_id,
+        version=version,
+        triton_name=model_id.replace("/", "--"),
+        triton_version=1,
+        state=state,
+        memory_mb=memory_mb,
+        peak_mb=memory_mb,
+        measured=True,
+        device="cpu",
+        request_count=0,
+        active_requests=0,
+        waiting_requests=0,
+        healthy=True,
+        consecutive_failures=0,
+    )
+
+
+@pytest.fixture
+def bus():
+    return events.EventBus()
+
+
+@pytest.fixture
+def memory():
+    return Memory()
+
+
+@pytest.fixture
+def metrics(bus, memory):
+    return Metrics(bus, memory, version="9.9")
+
+
+def samples(metrics):
+    text, content_type = metrics.render()
+    assert content_type.startswith("text/plain")
+    families = text_string_to_metric_families(text.decode())
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_names_of_the_specification_exist(bus, memory, metrics):
+    told = {"model_id": "a/b", "version": "main"}
+    bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
+    bus.publish(events.ModelUnloaded(reason="manual", uptime_seconds=1, **told))
+    bus.publish(events.ModelEvicted(freed_mb=1, **told))
+    bus.publish(events.ModelLoadFailed(error_message="x", **told))
+    finish(bus, status="error", error_code="INFERENCE_FAILED")
+    memory.views = (view("a/b"),)
+    assert {
+        "modelmora_requests_total",
+        "modelmora_inference_duration_seconds_bucket",
+        "modelmora_requests_failed_total",
+        "modelmora_models_loaded",
+        "modelmora_model_memory_usage_bytes",
+        "modelmora_memory_usage_percent",
+        "modelmora_model_loads_total",
+        "modelmora_model_unloads_total",
+        "modelmora_model_evictions_total",
+        "modelmora_model_load_failed_total",
+        "modelmora_system_memory_available_bytes",
+        "modelmora_service_info",
+        "process_resident_memory_bytes",
+    } <= {name for name, _ in samples(metrics)}
+
+
+def finish(bus, **changes):
+    values = {
+        "model_id": "a/b",
+        "task_type": "txt2embed",
+        "protocol": "rest",
+        "status": "success",
+        "duration_seconds": 0.02,
+        "batch_size": 3,
+    }
+    bus.publish(events.InferenceFinished(**(values | changes)))
+
+
+def test_requests_are_counted_by_outcome(bus, metrics):
+    finish(bus)
+    finish(bus, protocol="v2_grpc", batch_size=None)
+    finish(bus, protocol="v2_http", status="error", error_code="INVALID_INPUT")
+    found = samples(metrics)
+    model = ("model_id", "a/b")
+    assert found["modelmora_requests_total", (model, ("status", "success"))] == 2
+    assert found["modelmora_requests_total", (model, ("status", "error"))] == 1
+    failed = (("code", "INVALID_INPUT"), ("endpoint", "v2_http"), model)
+    assert found["modelmora_requests_failed_total", failed] == 1
+    duration = (model, ("task_type", "txt2embed"))
+    assert found["modelmora_inference_duration_seconds_count", duration] == 3
+    assert found["modelmora_inference_duration_seconds_sum", duration] == pytest.approx(0.06)
+    assert found["modelmora_batch_size_sum", (model,)] == 6
+
+
+def test_lifecycle_is_counted(bus, metrics):
+    told = {"model_id": "a/b", "version": "main"}
+    bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
+    bus.publish(events.ModelUnloaded(reason="lru_eviction", uptime_seconds=1, **told))
+    bus.publish(events.ModelEvicted(freed_mb=1, **told))
+    bus.publish(events.ModelLoadFailed(error_message="x", **told))
+    found = samples(metrics)
+    model = ("model_id", "a/b")
+    assert found["modelmora_model_loads_total", (model,)] == 1
+    assert found["modelmora_model_unloads_total", (model, ("reason", "lru_eviction"))] == 1
+    assert found["modelmora_model_evictions_total", ()] == 1
+    assert found["modelmora_model_load_failed_total", (model,)] == 1
+
+
+def test_gauges_are_read_when_asked(memory, metrics):
+    assert samples(metrics)["modelmora_models_loaded", ()] == 0
+    memory.views = (
+        view("a/b"),
+        view("a/b", ModelState.UNLOADING, 50.0, version="old"),
+        view("c/d", ModelState.LOADING, 20.0),
+        view("e/f", ModelState.FAILED, 99.0),
+    )
+    found = samples(metrics)
+    assert found["modelmora_models_loaded", ()] == 1
+    assert found["modelmora_model_memory_usage_bytes", (("model_id", "a/b"),)] == 150 * MB
+    assert found["modelmora_model_memory_usage_bytes", (("model_id", "c/d"),)] == 20 * MB
+    assert ("modelmora_model_memory_usage_bytes", (("model_id", "e/f"),)) not in found
+    assert found["modelmora_memory_usage_percent", ()] == 25.0
+    assert found["modelmora_system_memory_available_bytes", ()] > 0
+
+
+def test_service_info(metrics):
+    ((labels, value),) = [
+        (dict(labels), value)
+        for (name, labels), value in samples(metrics).items()
+        if name == "modelmora_service_info"
+    ]
+    assert value == 1
+    assert set(labels) == {"version", "python_version", "gpu_enabled"}
+    assert labels["version"] == "9.9"
+
+
+def test_two_services_in_one_process_do_not_share_numbers(bus, memory, metrics):
+    other = Metrics(events.EventBus(), memory)
+    finish(bus)
+    assert not any(name == "modelmora_requests_total" for name, _ in samples(other))
