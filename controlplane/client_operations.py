@@ -282,6 +282,13 @@ def _registered(
             model_id, task_type or "txt2embed", version=version, source_url=source_url
         )
         return
+    if version is not None and version not in model.versions:
+        raise ModelMoraApiError(
+            "VERSION_ALREADY_EXISTS",
+            f"{model_id} is registered with version {', '.join(model.versions)}; a second version "
+            f"cannot be added yet. To replace it: modelmora uninstall {model_id}",
+            status=409,
+        )
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):
             raise ModelMoraApiError(

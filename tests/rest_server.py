@@ -60,7 +60,7 @@ def model(status: str = "ready", **changes: Any) -> dict[str, Any]:
 
 
 def progress(phase: str, fraction: float | None, **more: Any) -> dict[str, Any]:
-    return {"phase": phase, "step": phase, "fraction": fraction, "message": "", **more}
+    return {"phase": phase, "step": "", "fraction": fraction, "message": "", **more}
 
 
 def page(*models: dict[str, Any], total_pages: int = 1) -> dict[str, Any]:

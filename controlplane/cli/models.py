@@ -205,8 +205,8 @@ def uninstall(client: ModelMoraClient, out: Output, model_id: str, force: bool) 
     try:
         client.delete(model_id, force=force)
     except ModelMoraApiError as error:
-        if error.code == "MODEL_ALREADY_LOADED" and "--force" not in error.message:
-            error.message += " To unload it first, add --force."
+        if error.code == "MODEL_ALREADY_LOADED":
+            error.message = f"{model_id} is loaded; unload it first, or add --force."
         raise
     out.result(
         {"model_id": model_id, "uninstalled": True}, lambda _: [f"{model_id} is uninstalled."]

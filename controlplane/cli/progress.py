@@ -15,8 +15,22 @@ if TYPE_CHECKING:
 
     from controlplane.client_types import Progress
 
-_PHASES = {"downloading": "Downloading", "exporting": "Converting"}
+# What people call the converter's steps; each has a fraction of its own.
+_STEPS = {
+    "wait": "Waiting",
+    "load": "Loading",
+    "export": "Exporting",
+    "verify": "Verifying",
+    "write": "Writing",
+}
 _MB = 1024 * 1024
+
+
+def _stage(progress: Progress) -> str | None:
+    """The stage a line or bar is for; None when nothing is being installed."""
+    if progress.phase == "exporting":
+        return _STEPS.get(progress.step, "Converting")
+    return "Downloading" if progress.phase == "downloading" else None
 
 
 @contextmanager
@@ -30,25 +44,24 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
 
 
 class _Lines:
-    """A line when the phase or step changes and at every further tenth of a phase."""
+    """A line when the stage changes and at every further tenth of it."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, str, int] | None = None
+        self._last: tuple[str, int] | None = None
 
     def show(self, progress: Progress) -> None:
-        if progress.phase not in _PHASES:
+        stage = _stage(progress)
+        if stage is None:
             return
-        tenth = int((progress.fraction or 0) * 10)
-        state = (progress.phase, progress.step, tenth)
+        state = (stage, int((progress.fraction or 0) * 10))
         if state != self._last:
             self._last = state
-            click.echo(f"{_PHASES[progress.phase]}: {_figures(progress)}".rstrip(": "), err=True)
+            percent = "" if progress.fraction is None else f"{progress.fraction:.0%}"
+            click.echo(" ".join(filter(None, (f"{stage}:", percent, _detail(progress)))), err=True)
 
 
-def _figures(progress: Progress) -> str:
-    percent = "" if progress.fraction is None else f"{progress.fraction:.0%}"
-    parts = (percent, _size(progress), one_line(progress.message or progress.step))
-    return " ".join(part for part in parts if part)
+def _detail(progress: Progress) -> str:
+    return one_line(progress.message) or _size(progress)
 
 
 def _size(progress: Progress) -> str:
@@ -73,27 +86,21 @@ def _bars() -> Iterator[Callable[[Progress], None]]:
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
-        def finish(phases: list[str]) -> None:
-            for phase in phases:
-                bars.update(tasks[phase], completed=1.0, total=1.0, detail="")
+        def finish_all() -> None:
+            for task in tasks.values():
+                bars.update(task, completed=1.0, total=1.0, detail="")
 
         def show(progress: Progress) -> None:
-            if progress.phase == "ready":
-                finish(list(tasks))
-            if progress.phase not in _PHASES:
+            stage = _stage(progress)
+            if progress.phase == "ready" or (stage and stage not in tasks):
+                finish_all()
+            if stage is None:
                 return
-            if progress.phase not in tasks:
-                finish(list(tasks))
+            if stage not in tasks:
                 # Without a total the bar pulses: something happens, nobody knows how long.
-                tasks[progress.phase] = bars.add_task(
-                    _PHASES[progress.phase], total=None, detail=""
-                )
-            detail = _size(progress) or one_line(progress.message or progress.step)
-            bars.update(
-                tasks[progress.phase],
-                total=None if progress.fraction is None else 1.0,
-                completed=progress.fraction or 0.0,
-                detail=detail,
-            )
+                tasks[stage] = bars.add_task(stage, total=None, detail="")
+            total = None if progress.fraction is None else 1.0
+            done = progress.fraction or 0.0
+            bars.update(tasks[stage], total=total, completed=done, detail=_detail(progress))
 
         yield show

@@ -269,7 +269,9 @@ def test_install_that_fails_carries_the_reason(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"source_url": "file:///elsewhere"}, {"task_type": "txt2txt"}], ids=str
+    "asked",
+    [{"source_url": "file:///elsewhere"}, {"task_type": "txt2txt"}, {"version": "v9"}],
+    ids=str,
 )
 def test_install_from_elsewhere_than_before_is_a_conflict(
     server: RestServer, asked: dict[str, str]

@@ -189,7 +189,9 @@ INSTALLING = (
     ),
     (
         200,
-        rest.model("exporting", progress=rest.progress("exporting", None, message="exporting")),
+        rest.model(
+            "exporting", progress=rest.progress("exporting", None, step="export", message="to ONNX")
+        ),
     ),
     (200, rest.model()),
 )
@@ -199,7 +201,7 @@ def test_install_shows_both_phases_as_lines(server: RestServer, modelmora: Any) 
     server.set("GET", MODEL_PATH, *INSTALLING)
     result = modelmora("install", f"{MINILM}@v1")
     assert result.code == 0
-    assert result.err == "Downloading: 50% 45.0 of 90.0 MB downloading\nConverting: exporting\n"
+    assert result.err == "Downloading: 50% 45.0 of 90.0 MB\nExporting: to ONNX\n"
     assert "is installed (384 dimensions, 87 MB, cosine to PyTorch ≥ 0.9999999)." in result.out
     registration = next(r.body for r in server.requests if r.path == "/api/v1/models")
     assert registration == {"model_id": MINILM, "task_type": "txt2embed", "version": "v1"}
@@ -341,7 +343,7 @@ def test_uninstall_of_a_loaded_model_names_force(server: RestServer, modelmora: 
     result = modelmora("uninstall", MINILM)
     assert (result.code, result.err) == (
         exits.CONFLICT,
-        "Error: It is loaded. To unload it first, add --force.\n",
+        f"Error: {MINILM} is loaded; unload it first, or add --force.\n",
     )
 
 
