@@ -1,0 +1,9 @@
+"""`python -m benchmarks`: all measurements, one after the other."""
+
+from __future__ import annotations
+
+from benchmarks import lifecycle, throughput
+
+if __name__ == "__main__":
+    lifecycle.main([])
+    throughput.main([])
