@@ -15,7 +15,7 @@ import structlog
 
 from controlplane.errors import StartupError
 from controlplane.triton import processes
-from controlplane.triton.client import TritonClient, TritonError
+from controlplane.triton.client import TritonClient
 from controlplane.triton.installation import (
     Host,
     assemble_backends,
@@ -44,6 +44,7 @@ _SERVICES = 3  # gRPC, HTTP, metrics
 _PORT_ATTEMPTS = 5
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds before a restart, doubling
 STABLE_AFTER = 60.0  # a server that ran so long starts again with the first backoff
+IDLE_GRACE = 3.0  # seconds for a stopping server without requests: it looks once a second
 ORPHAN_GRACE = 2.0  # seconds; nobody waits for an answer of theirs any more
 
 
@@ -148,8 +149,6 @@ class EmbeddedTriton:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
             self._watch = None
-        if self.pid is not None:
-            await self._cut_off_loads()
         await self._tear_down()
         self._state = "stopped"
 
@@ -285,26 +284,33 @@ class EmbeddedTriton:
             self._pipe.close()
             self._pipe = None
 
-    async def _cut_off_loads(self) -> None:
-        """A load, hanging or not, would hold up the graceful stop until it is killed."""
-        client = TritonClient(self.endpoints)
-        with contextlib.suppress(TritonError):
-            for entry in await client.index():
-                if entry.state == "LOADING" and entry.version is not None:
-                    self.kill_stubs(entry.name, entry.version)
-        await client.close()
-
     async def _end_process(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), self._stop_timeout)
-            except (asyncio.TimeoutError, TimeoutError):
+            if not await self._ends_in_time(process):
                 _log.warning("Triton did not stop in time and is killed", pid=process.pid)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
         await process.wait()
+
+    async def _ends_in_time(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether the process ends within the stop timeout, or soon after it has become idle.
+
+        Once no request runs there is nothing left to wait for: a server that then does not end
+        has a model whose load hangs or whose process is dead, and would use up the whole time.
+        """
+        loop = asyncio.get_running_loop()
+        ended = asyncio.ensure_future(process.wait())
+        deadline = loop.time() + self._stop_timeout
+        while not (await asyncio.wait({ended}, timeout=0.05))[0]:
+            if self._pipe is not None and self._pipe.is_idle:
+                deadline = min(deadline, loop.time() + IDLE_GRACE)
+                self._pipe.is_idle = False
+            if loop.time() >= deadline:
+                break
+        ended.cancel()
+        return process.returncode is not None
 
     # -- supervision -----------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ _log = structlog.get_logger(__name__)
 _LINE = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ (\d+) ([^ \]]+:\d+)\] ?(.*)", re.DOTALL)
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
 _STARTED = re.compile(r"Started (GRPCInferenceService|HTTPService|Metrics Service) at ")
+_IDLE = ": Found 0 model versions that have in-flight inferences"
 # What Triton complains about on every machine without a GPU, one line of it as an error.
 _NO_GPU = (
     "Unable to allocate pinned system memory",
@@ -90,6 +91,7 @@ class LogPipe:
     Attributes:
         recent: the last lines, tables and noise left out.
         services: which of Triton's three frontends have said that they listen.
+        is_idle: a stopping server has said that no inference runs any more.
     """
 
     def __init__(self, *, keep: int = 50) -> None:
@@ -101,6 +103,7 @@ class LogPipe:
         self._open = True
         self.recent: deque[str] = deque(maxlen=keep)
         self.services: set[str] = set()
+        self.is_idle = False
 
     def close_write_end(self) -> None:
         """To be called once the child has it, or the end of file would never come."""
@@ -147,5 +150,7 @@ class LogPipe:
             self.recent.append(line.text)
         if (started := _STARTED.match(line.text)) is not None:
             self.services.add(started[1])
+        if _IDLE in line.text:
+            self.is_idle = True
         where = {"origin": line.origin} if line.origin else {"source": "model"}
         getattr(_log, line.level)(line.text, server="triton", **where)
