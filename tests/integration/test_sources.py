@@ -395,6 +395,33 @@ def test_offline_mode_is_told(tmp_path: Path, fetched: Fetcher) -> None:
     assert "HF_HUB_OFFLINE" in said.stderr
 
 
+def test_a_file_that_disappears_meanwhile_is_told(hub: LocalHub, fetched: Fetcher) -> None:
+    hub.add("org/name", FILES)
+    hub.fail("tokenizer.json", status=404, x_error_code="EntryNotFound")
+    with pytest.raises(ArtifactNotAccessible, match=r"disappeared.*tokenizer\.json"):
+        fetched()
+
+
+def test_a_refusal_of_another_kind_is_told(hub: LocalHub, fetched: Fetcher) -> None:
+    hub.add("org/name", FILES)
+    hub.fail("/api/models", status=451)
+    with pytest.raises(DownloadFailed, match="refused org/name with HTTP 451"):
+        fetched()
+
+
+def test_a_name_that_the_hub_does_not_know_of_is_told(hub: LocalHub, home: Path) -> None:
+    with pytest.raises(ArtifactNotAccessible, match="cannot be on the hub"):
+        fetch(
+            ModelId("o" * 60, "n" * 60),
+            "main",
+            None,
+            home / "1",
+            allow_pickle=False,
+            progress=lambda progress: None,
+            cancelled=threading.Event(),
+        )
+
+
 # -- who may read -----------------------------------------------------------------------------
 
 
