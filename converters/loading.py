@@ -20,7 +20,7 @@ from converters.tokenization import require_vocabulary
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from converters.sentence_model import SentenceModel, TransformerSpec
+    from converters.specs import SentenceModel, TransformerSpec
     from converters.weights import Weights
 
 # Where neither tokenizer nor model limits the length (T5, XLNet): one text must not take all

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from converters.sentence_model import SentenceModel
+    from converters.specs import SentenceModel
     from converters.tokenization import Tokenization
     from converters.verify import Parity
 

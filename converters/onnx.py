@@ -126,6 +126,8 @@ def _write(exported: Path, output: Path, external_data_above: int) -> tuple[str,
         location=WEIGHTS_FILE,
         size_threshold=1024,
     )
+    # onnx writes it for this user alone; Triton may run as another.
+    (output / WEIGHTS_FILE).chmod(0o644)
     return inputs
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from converters.errors import ArtifactNotAccessible, ExportFailed, UnsafeWeights
-from converters.sentence_model import DenseSpec, LayerNormSpec, NormalizeSpec, PoolingSpec
+from converters.specs import DenseSpec, LayerNormSpec, NormalizeSpec, PoolingSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from converters.sentence_model import LayerSpec, TransformerSpec
+    from converters.specs import LayerSpec, TransformerSpec
 
 Features = dict[str, Tensor]
 

@@ -8,7 +8,8 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
-from converters.sentence_model import PoolingSpec, read_sentence_model
+from converters.sentence_model import read_sentence_model
+from converters.specs import PoolingSpec
 from converters.weights import find_weights
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from converters.manifest import Identity
     from converters.progress import EventStream
     from converters.sentence_layers import SentenceEncoder
-    from converters.sentence_model import SentenceModel
+    from converters.specs import SentenceModel
     from converters.tokenization import Tokenization
     from converters.verify import Check, Parity
     from converters.weights import Weights

@@ -64,11 +64,18 @@ def _listed(folder: Path, name: str) -> tuple[Path, ...]:
     index = folder / f"{name}.index.json"
     if not index.is_file():
         return ()
-    files = tuple(folder / shard for shard in sorted(set(read_json(index)["weight_map"].values())))
+    files = tuple(folder / shard for shard in _shards(index))
     for file in files:
         if not file.is_file() or file.parent != folder:
             raise ArtifactNotAccessible(f"{file.name}, listed in {index.name}, is missing.")
     return files
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted({str(shard) for shard in read_json(index)["weight_map"].values()})
+    except (TypeError, KeyError, AttributeError):
+        raise ArtifactNotAccessible(f"{index.name} is not an index of weight files.") from None
 
 
 def _read_headers(files: tuple[Path, ...]) -> Weights:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from converters.errors import ArtifactNotAccessible, ConversionError, ExportFailed
-from converters.sentence_model import (
+from converters.sentence_model import read_sentence_model
+from converters.specs import (
     DenseSpec,
     LayerNormSpec,
     NormalizeSpec,
     PoolingSpec,
-    read_sentence_model,
 )
 from tests.models import sentence_files
 
