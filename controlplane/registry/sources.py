@@ -287,7 +287,7 @@ class _Hub:
             message = f"{self._id} is gated: accept its conditions at {page}, then "
             message += self._token_advice("set HF_TOKEN to a token of that account.")
         elif isinstance(error, errors.RemoteEntryNotFoundError):
-            message = f"A file of {self._id} has disappeared from the hub: {error.request.url}"
+            message = f"A file of {self._id} has disappeared from the hub: {error.response.url}"
         elif status in (401, 403, 404):
             message = f"{self._id} does not exist on {self._endpoint}, or is private: "
             message += self._token_advice("set HF_TOKEN to a token that may read it.")

@@ -412,7 +412,7 @@ def test_a_refusal_of_another_kind_is_told(hub: LocalHub, fetched: Fetcher) -> N
 def test_a_name_that_the_hub_does_not_know_of_is_told(hub: LocalHub, home: Path) -> None:
     with pytest.raises(ArtifactNotAccessible, match="cannot be on the hub"):
         fetch(
-            ModelId("o" * 60, "n" * 60),
+            ModelId("org", "name.git"),
             "main",
             None,
             home / "1",
