@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
-import signal
 import socket
-import sys
 from pathlib import Path
 
 import structlog
@@ -18,6 +15,7 @@ from controlplane.triton import processes
 from controlplane.triton.client import TritonClient
 from controlplane.triton.installation import (
     Host,
+    Installation,
     assemble_backends,
     find_installation,
     link_package,
@@ -30,21 +28,18 @@ from controlplane.triton.server import (
     ServerState,
     call_all,
 )
-from controlplane.triton.server_log import LogPipe
+from controlplane.triton.server_process import (
+    CONTROL_HEADER,
+    HOST,
+    ServerOptions,
+    ServerProcess,
+)
 
 _log = structlog.get_logger(__name__)
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
-_HEADER = "modelmora-control"
-# Everything that changes the server or reads and writes memory; health, metadata, configuration,
-# statistics and inference stay open.
-_RESTRICTED = "model-repository,shared-memory,logging,trace"
-_HOST = "127.0.0.1"
-_SERVICES = 3  # gRPC, HTTP, metrics
 _PORT_ATTEMPTS = 5
 FIRST_BACKOFF, MAX_BACKOFF = 0.5, 30.0  # seconds before a restart, doubling
 STABLE_AFTER = 60.0  # a server that ran so long starts again with the first backoff
-IDLE_GRACE = 3.0  # seconds for a stopping server without requests: it looks once a second
 ORPHAN_GRACE = 2.0  # seconds; nobody waits for an answer of theirs any more
 
 
@@ -84,12 +79,13 @@ class EmbeddedTriton:
         self._hang_timeout = hang_timeout
         self._host = host
         self._state: ServerState = "stopped"
-        self._process: asyncio.subprocess.Process | None = None
-        self._pipe: LogPipe | None = None
+        self._process: ServerProcess | None = None
         self._watch: asyncio.Task[None] | None = None
         self._ports: tuple[int, int, int] | None = None
         self._secret = ""
         self._prefix = ""
+        self._backends = self._state_dir / "triton_backends"
+        self._stub_home = self._state_dir / "stub_home"
         self._asked_to_die = False
         self.on_lost: list[Callback] = []
         self.on_restored: list[Callback] = []
@@ -101,8 +97,7 @@ class EmbeddedTriton:
     @property
     def pid(self) -> int | None:
         """The server's process id while it runs."""
-        running = self._process is not None and self._process.returncode is None
-        return self._process.pid if self._process is not None and running else None
+        return self._process.pid if self._process is not None else None
 
     @property
     def shared_memory_prefix(self) -> str:
@@ -116,11 +111,11 @@ class EmbeddedTriton:
             raise StartupError("The embedded Triton server was not started.")
         http, grpc, metrics = self._ports
         return Endpoints(
-            grpc_url=f"{_HOST}:{grpc}",
-            http_url=f"http://{_HOST}:{http}",
-            metrics_url=f"http://{_HOST}:{metrics}/metrics",
-            grpc_metadata=((GRPC_HEADER_PREFIX + _HEADER, self._secret),),
-            http_headers={_HEADER: self._secret},
+            grpc_url=f"{HOST}:{grpc}",
+            http_url=f"http://{HOST}:{http}",
+            metrics_url=f"http://{HOST}:{metrics}/metrics",
+            grpc_metadata=((GRPC_HEADER_PREFIX + CONTROL_HEADER, self._secret),),
+            http_headers={CONTROL_HEADER: self._secret},
         )
 
     async def start(self) -> None:
@@ -167,10 +162,9 @@ class EmbeddedTriton:
 
     def kill(self) -> bool:
         """Kill a server that is beyond help; another one is started at once."""
-        if self._process is None or self.pid is None:
+        if self._process is None or not self._process.kill():
             return False
         self._asked_to_die = True
-        self._process.kill()
         return True
 
     # -- one life of the process -----------------------------------------------------------------
@@ -178,11 +172,7 @@ class EmbeddedTriton:
     async def _prepare(self) -> None:
         self._installation = find_installation(self._host)
         try:
-            self._repository.mkdir(parents=True, exist_ok=True)
-            self._state_dir.mkdir(parents=True, exist_ok=True)
-            assemble_backends(self._installation, self._state_dir / "triton_backends")
-            link_package(self._package, self._state_dir / "stub_home")
-            self._prefix = processes.instance_prefix(self._state_dir)
+            self._make_folders(self._installation)
         except OSError as error:
             raise StartupError(
                 f"{error.filename or self._state_dir} cannot be written: {error.strerror}. "
@@ -193,78 +183,47 @@ class EmbeddedTriton:
             _log.warning("ended leftovers of an earlier server", processes=orphans)
         processes.sweep_shared_memory(self._prefix)
 
+    def _make_folders(self, installation: Installation) -> None:
+        self._repository.mkdir(parents=True, exist_ok=True)
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        assemble_backends(installation, self._backends)
+        link_package(self._package, self._stub_home)
+        self._prefix = processes.instance_prefix(self._state_dir)
+
     async def _launch(self) -> None:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            ports = self._ports or _free_ports()
-            self._ports = ports
-            pipe = await self._spawn(ports)
-            if await self._answers(pipe):
+            self._ports = self._ports or _free_ports()
+            self._process = process = await ServerProcess.spawn(
+                self._options(self._ports).command(),
+                cwd=self._stub_home,  # what the stubs import from first
+                environment=server_environment(self._installation),
+            )
+            if await self._answers(process):
                 return
-            await self._tear_down()  # which reads the pipe to its end
-            last_words = list(pipe.recent)[-5:]
-            taken = any("in use" in line.lower() for line in last_words)
+            await self._tear_down()  # which reads its output to the end
+            taken = any("in use" in line.lower() for line in process.last_words)
             if not taken or attempt == _PORT_ATTEMPTS:
-                raise StartupError("Triton did not start: " + " | ".join(last_words))
+                raise StartupError(_failure(process, self._start_timeout))
             self._ports = None  # taken by somebody else since we looked
 
-    async def _spawn(self, ports: tuple[int, int, int]) -> LogPipe:
-        self._pipe = pipe = LogPipe()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(_LAUNCHER),
-                str(os.getpid()),
-                *self._command(ports),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=pipe.write_fd,
-                stderr=pipe.write_fd,
-                # What the stubs import from first.
-                cwd=self._state_dir / "stub_home",
-                env=server_environment(self._installation),
-                # A Ctrl-C in the terminal is for the control plane, which then stops the server.
-                start_new_session=True,
-            )
-        finally:
-            pipe.close_write_end()
-        return pipe
+    def _options(self, ports: tuple[int, int, int]) -> ServerOptions:
+        return ServerOptions(
+            server=self._installation.server,
+            repository=self._repository,
+            backends=self._backends,
+            prefix=self._prefix,
+            ports=ports,
+            secret=self._secret,
+            exit_timeout=max(1, int(self._stop_timeout) - 2),
+        )
 
-    def _command(self, ports: tuple[int, int, int]) -> list[str]:
-        http, grpc, metrics = ports
-        # Visible in the process list, as Triton takes it no other way: it keeps out clients of
-        # the inference ports, not other users of this machine who may read our processes.
-        restricted = f"{_RESTRICTED}:{_HEADER}={self._secret}"
-        return [
-            str(self._installation.server),
-            f"--model-repository={self._repository}",
-            f"--backend-directory={self._state_dir / 'triton_backends'}",
-            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
-            "--model-control-mode=explicit",
-            "--strict-readiness=false",
-            # Our configurations are complete; completing them would start each model twice.
-            "--disable-auto-complete-config",
-            f"--http-address={_HOST}",
-            f"--http-port={http}",
-            f"--grpc-address={_HOST}",
-            f"--grpc-port={grpc}",
-            f"--metrics-port={metrics}",
-            f"--http-restricted-api={restricted}",
-            f"--grpc-restricted-protocol={restricted}",
-            f"--exit-timeout-secs={max(1, int(self._stop_timeout) - 2)}",
-        ]
-
-    async def _answers(self, pipe: LogPipe) -> bool:
-        """True when the server is live, False when it ended or the time is over.
-
-        Its own log has to name all three ports first: at a port that somebody else took, that
-        somebody would answer.
-        """
+    async def _answers(self, process: ServerProcess) -> bool:
+        """True when the server is live, False when it ended or the time is over."""
         deadline = asyncio.get_running_loop().time() + self._start_timeout
         client = TritonClient(self.endpoints)
         try:
-            while self.pid is not None and asyncio.get_running_loop().time() < deadline:
-                if len(pipe.services) == _SERVICES and await client.live(timeout=1.0):
+            while process.pid is not None and asyncio.get_running_loop().time() < deadline:
+                if process.listens and await client.live(timeout=1.0):
                     return True
                 await asyncio.sleep(0.02)
         finally:
@@ -272,45 +231,18 @@ class EmbeddedTriton:
         return False
 
     async def _tear_down(self) -> None:
-        if self._process is not None:
-            await self._end_process(self._process)
-            self._process = None
-        if self._prefix:
-            # Stubs can outlive a server that was killed, with their memory.
-            processes.kill_all(left := processes.find_marked(self._prefix))
-            await processes.wait_gone(left, 5.0)
-            processes.sweep_shared_memory(self._prefix)
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
-
-    async def _end_process(self, process: asyncio.subprocess.Process) -> None:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-            if not await self._ends_in_time(process):
-                _log.warning("Triton did not stop in time and is killed", pid=process.pid)
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        await process.wait()
-
-    async def _ends_in_time(self, process: asyncio.subprocess.Process) -> bool:
-        """Whether the process ends within the stop timeout, or soon after it has become idle.
-
-        Once no request runs there is nothing left to wait for: a server that then does not end
-        has a model whose load hangs or whose process is dead, and would use up the whole time.
-        """
-        loop = asyncio.get_running_loop()
-        ended = asyncio.ensure_future(process.wait())
-        deadline = loop.time() + self._stop_timeout
-        while not (await asyncio.wait({ended}, timeout=0.05))[0]:
-            if self._pipe is not None and self._pipe.is_idle:
-                deadline = min(deadline, loop.time() + IDLE_GRACE)
-                self._pipe.is_idle = False
-            if loop.time() >= deadline:
-                break
-        ended.cancel()
-        return process.returncode is not None
+        process, self._process = self._process, None
+        try:
+            if process is not None:
+                await process.end(self._stop_timeout)
+        finally:
+            if self._prefix:
+                # Stubs can outlive a server that was killed, with their memory.
+                processes.kill_all(left := processes.find_marked(self._prefix))
+                await processes.wait_gone(left, 5.0)
+                processes.sweep_shared_memory(self._prefix)
+            if process is not None:
+                process.close()
 
     # -- supervision -----------------------------------------------------------------------------
 
@@ -334,7 +266,7 @@ class EmbeddedTriton:
             _log.info("Triton is back", pid=self.pid)
             call_all(self.on_restored)
 
-    async def _watch_until_dead(self, process: asyncio.subprocess.Process) -> int:
+    async def _watch_until_dead(self, process: ServerProcess) -> int:
         """Return the exit code when the process ended; a process that hangs is killed."""
         loop = asyncio.get_running_loop()
         ended = asyncio.ensure_future(process.wait())
@@ -344,7 +276,7 @@ class EmbeddedTriton:
             while not (await asyncio.wait({ended}, timeout=self._hang_timeout / 6))[0]:
                 if await client.live(timeout=self._hang_timeout / 6):
                     last_seen = loop.time()
-                elif loop.time() - last_seen >= self._hang_timeout and self.pid is not None:
+                elif loop.time() - last_seen >= self._hang_timeout:
                     _log.error("Triton hangs and is killed", pid=process.pid)
                     process.kill()
             return ended.result()
@@ -367,11 +299,16 @@ class EmbeddedTriton:
                 return backoff
 
 
+def _failure(process: ServerProcess, timeout: float) -> str:
+    said = " | ".join(process.last_words) or "it said nothing"
+    return f"Triton ended, or did not answer within {timeout:g} s, when it was started: {said}"
+
+
 def _free_ports() -> tuple[int, int, int]:
     with contextlib.ExitStack() as stack:
         # All three open at once, or the kernel may give the same one twice.
         sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
         for each in sockets:
-            each.bind((_HOST, 0))
+            each.bind((HOST, 0))
         http, grpc, metrics = (each.getsockname()[1] for each in sockets)
     return http, grpc, metrics

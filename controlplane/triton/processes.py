@@ -130,6 +130,9 @@ def sweep_shared_memory(prefix: str) -> list[str]:
     if SHARED_MEMORY.is_dir():
         for path in SHARED_MEMORY.iterdir():
             if path.name.startswith(prefix):
-                path.unlink(missing_ok=True)
-                removed.append(path.name)
+                try:
+                    path.unlink(missing_ok=True)
+                    removed.append(path.name)
+                except OSError as error:
+                    _log.warning("shared memory stays behind", file=path.name, reason=str(error))
     return removed

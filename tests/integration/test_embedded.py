@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import httpx
+import msgspec
 import numpy as np
 import psutil
 import pytest
+import structlog
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.errors import StartupError
@@ -26,11 +28,12 @@ from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
 from controlplane.triton.failures import ModelFailed, TritonUnavailable
+from controlplane.triton.installation import Host
 from tests.triton_models import TritonModels
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 pytestmark = pytest.mark.triton
 
@@ -205,6 +208,18 @@ async def test_dead_stub_fails_requests_and_leaves_nothing_at_stop(own: Own) -> 
         await own.infer(name)
 
 
+async def test_stop_lets_running_requests_finish(own: Own, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    name = own.models.write(execute=f"open({str(started)!r}, 'w').close(); time.sleep(1)")
+    client = TritonClient(own.server.endpoints)
+    await client.load(name, timeout=60)
+    await client.close()
+    request = asyncio.ensure_future(own.infer(name))
+    await eventually(started.exists)
+    await own.server.stop()
+    assert (await request)["text_output"].tolist() == [["hé".encode()], [b""]]
+
+
 async def test_stop_during_a_hanging_load(own: Own) -> None:
     name = own.models.hanging()
     client = TritonClient(own.server.endpoints)
@@ -355,6 +370,36 @@ async def test_start_and_stop_again(tmp_path: Path) -> None:
         assert own.server.state == "stopped"
     assert own.seen == []
     assert own.leftovers() == []
+
+
+async def test_server_that_does_not_start_has_the_last_word(tmp_path: Path) -> None:
+    package = tmp_path / "pytriton"
+    for part in ("bin", "backends/python", "python_backend_stubs/3.11"):
+        (package / "tritonserver" / part).mkdir(parents=True)
+    (package / "tritonserver/python_backend_stubs/3.11/triton_python_backend_stub").touch()
+    binary = package / "tritonserver/bin/tritonserver"
+    binary.write_text("#!/bin/sh\necho no such thing >&2\nexit 1\n", encoding="utf-8")
+    binary.chmod(0o755)
+    host = msgspec.structs.replace(Host.current(), package=package, python=(3, 11))
+    own = Own(tmp_path, host=host)
+    with pytest.raises(StartupError, match="no such thing"):
+        await own.server.start()
+    assert own.server.state == "stopped"
+    assert own.leftovers() == []
+
+
+async def test_comes_back_when_restarts_fail_at_first(own: Own, tmp_path: Path) -> None:
+    stub_home, away = tmp_path / "state" / "stub_home", tmp_path / "away"
+    stub_home.rename(away)  # the folder that the server is started in
+    with structlog.testing.capture_logs() as logs:
+        assert own.server.kill()
+        await eventually(lambda: logged(logs, "Triton did not come back"))
+        away.rename(stub_home)
+        await eventually(lambda: own.seen == ["lost", "restored"])
+
+
+def logged(logs: Sequence[Mapping[str, Any]], event: str) -> bool:
+    return any(log["event"] == event for log in logs)
 
 
 async def test_unwritable_state_directory(tmp_path: Path) -> None:
