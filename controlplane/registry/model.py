@@ -136,7 +136,7 @@ STATUS_MOVES: dict[VersionStatus, frozenset[VersionStatus]] = {
     VersionStatus.DOWNLOADING: frozenset({VersionStatus.EXPORTING, VersionStatus.FAILED}),
     VersionStatus.EXPORTING: frozenset({VersionStatus.READY, VersionStatus.FAILED}),
     VersionStatus.READY: frozenset({VersionStatus.FAILED}),
-    VersionStatus.FAILED: frozenset({VersionStatus.DOWNLOADING}),
+    VersionStatus.FAILED: frozenset({VersionStatus.DOWNLOADING, VersionStatus.READY}),
 }
 INSTALLING = frozenset({VersionStatus.DOWNLOADING, VersionStatus.EXPORTING})
 

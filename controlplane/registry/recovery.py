@@ -36,21 +36,31 @@ def recover(store: ModelStore, repository: ModelRepository, downloads: Path) -> 
         log.warning("installations had been interrupted", model_ids=interrupted)
     repository.sweep()
     for version in store.every_version():
-        if version.status is VersionStatus.READY and not _is_whole(repository, version):
-            log.error("artefact is missing", model_id=version.model_id, version=version.version)
-            store.set_status(version.model_id, version.version, VersionStatus.FAILED, MISSING)
+        _compare(store, version, whole=_is_whole(repository, version))
     rows = {(v.triton_name, v.triton_version): v for v in store.every_version()}
     ready = {key for key, v in rows.items() if v.status is VersionStatus.READY}
     _sweep_repository(repository, ready)
     _sweep_downloads(downloads, {(name, str(number)) for name, number in rows})
 
 
+def _compare(store: ModelStore, version: ModelVersion, *, whole: bool) -> None:
+    if version.status is VersionStatus.READY and not whole:
+        log.error("artefact is missing", model_id=version.model_id, version=version.version)
+        store.set_status(version.model_id, version.version, VersionStatus.FAILED, MISSING)
+    elif version.status is VersionStatus.FAILED and version.artefact is not None and whole:
+        # It was missing at an earlier start: a volume not mounted, another folder by mistake.
+        log.info("artefact is there again", model_id=version.model_id, version=version.version)
+        store.set_status(version.model_id, version.version, VersionStatus.READY)
+
+
 def _is_whole(repository: ModelRepository, version: ModelVersion) -> bool:
-    """True when every file of the artefact is there, with its size."""
+    """True when the recorded artefact is there, every file with its size."""
     folder = repository.root / version.triton_name / str(version.triton_version)
     files = (version.artefact or {}).get("files", [])
     try:
         repository.load_config(version.triton_name, version.triton_version)
+        if repository.manifest(version.triton_name, version.triton_version) != version.artefact:
+            return False
         sizes = {entry["path"]: entry["size"] for entry in files}
         return all((folder / path).stat().st_size == size for path, size in sizes.items())
     except (OSError, ValueError):

@@ -616,6 +616,20 @@ async def test_an_artefact_that_is_gone_or_damaged_is_noticed(
 
 
 @pytest.mark.torch
+async def test_an_artefact_that_was_away_for_one_start_is_served_again(
+    installed: Registry,
+) -> None:
+    home, away = installed.artefact.parent, installed.artefact.parent.parent.with_name("away")
+    home.rename(away)  # a volume that is not mounted, or the wrong folder in the settings
+    installed.start()
+    assert installed.store.version(MODEL).status is VersionStatus.FAILED
+    away.rename(home)
+    installed.start()
+    assert installed.store.version(MODEL).status is VersionStatus.READY
+    assert installed.artefact.exists()
+
+
+@pytest.mark.torch
 async def test_reinstalling_uses_the_source_that_was_downloaded(
     installed: Registry, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,7 +649,9 @@ async def test_reinstalling_uses_the_source_that_was_downloaded(
 async def test_a_crash_after_publishing_leaves_no_artefact_without_a_ready_row(
     installed: Registry, status: str
 ) -> None:
-    installed.db.execute("UPDATE model_version SET status = ?", [status])
+    installed.db.execute(
+        "UPDATE model_version SET status = ?, artefact = NULL, artefact_checksum = NULL", [status]
+    )
     installed.start()
     assert installed.store.version(MODEL).status is VersionStatus.FAILED
     assert not installed.artefact.exists()
