@@ -45,8 +45,8 @@ def infer(
 
     \b
     Example:
-      modelmora infer sentence-transformers/all-MiniLM-L6-v2 "Hello" "Good morning"
-      modelmora infer sentence-transformers/all-MiniLM-L6-v2 --file texts.txt --json
+      modelmora infer sentence-transformers/all-MiniLM-L6-v2 "Hello" "Good bye"
+      modelmora infer sentence-transformers/all-MiniLM-L6-v2 -f texts.txt --json
     """
     model_id, version = split_version(model)
     every = [*texts, *(_lines(file) if file is not None else ())]

@@ -23,7 +23,7 @@ SETTINGS = (
     Setting("host", "ADDRESS", "Address to listen on; loopback only.", "127.0.0.1"),
     Setting("port", "PORT", "HTTP port: REST, Triton's HTTP, health, metrics, docs.", "8000"),
     Setting("grpc_port", "PORT", "Triton's gRPC port.", "8001"),
-    Setting("data_dir", "DIR", "Database, downloads, logs.", ".modelmora"),
+    Setting("data_dir", "DIR", "Database, downloads, working files.", ".modelmora"),
     Setting("model_repository", "DIR", "Where converted models lie.", "model_repository"),
     Setting("max_memory_mb", "MB", "Memory for loaded models; 0 takes 85 % of the machine's.", "0"),
     Setting("max_models", "N", "How many models may be loaded at once.", "10"),
@@ -62,4 +62,10 @@ SETTINGS = (
     ),
     Setting("triton_http_url", "URL", "HTTP address of that Triton.", "http://triton:8000"),
     Setting("triton_metrics_url", "URL", "Its metrics.", "http://triton:8002/metrics"),
+    Setting(
+        "triton_control_header",
+        "NAME=VALUE",
+        "Opens its restricted APIs; a secret, better kept in the environment.",
+        "modelmora-control=${TRITON_CONTROL_SECRET}",
+    ),
 )

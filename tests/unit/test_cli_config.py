@@ -36,7 +36,8 @@ def test_every_line_of_the_file_is_valid_when_uncommented() -> None:
     text = "\n".join(line.removeprefix("#") for line in template().splitlines() if line[:2] != "# ")
     assert yaml.safe_load(text).keys() == set(Settings.__struct_fields__)
     Path("modelmora.yaml").write_text(text)
-    settings = load_settings(environ={})
+    settings = load_settings(environ={"TRITON_CONTROL_SECRET": "s3cret"})
+    assert settings.control_header == ("modelmora-control", "s3cret")
     assert settings.preload == ("sentence-transformers/all-MiniLM-L6-v2",)
     assert settings.port == Settings().port
 
@@ -73,6 +74,15 @@ def test_show_names_each_source(
     assert ["port", "9000", "MODELMORA_PORT"] in lines
     assert ["allow_pickle", "false", "default"] in lines
     assert ["preload", "-", "default"] in lines
+
+
+def test_show_masks_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELMORA_TRITON_GRPC_URL", "triton:8001")
+    monkeypatch.setenv("MODELMORA_TRITON_CONTROL_HEADER", "modelmora-control=s3cret")
+    assert run(["config", "show"]) == 0
+    assert "s3cret" not in capsys.readouterr().out
 
 
 def test_validate(capsys: pytest.CaptureFixture[str]) -> None:
