@@ -110,12 +110,10 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described(path: Path, name: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return {"path": name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
 
 

@@ -174,6 +174,17 @@ def test_max_seq_length_never_exceeds_the_positions(tmp_path: Path) -> None:
     assert facts["max_seq_length"] == 128
 
 
+def test_no_limit_anywhere(tmp_path: Path) -> None:
+    """sentence-transformers would embed a text of any length; ours ends before memory does."""
+    source = models.tiny_t5(tmp_path / "model")
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    facts = convert(source, tmp_path / "out")["manifest"]["text_embedding"]
+    assert facts["max_seq_length"] == 8192
+    assert_same_vectors(source, tmp_path / "out", list(models.TEXTS))
+
+
 @pytest.mark.parametrize("build", [models.tiny_distilbert, models.tiny_roberta])
 def test_do_lower_case(build: Callable[..., Path], tmp_path: Path) -> None:
     """Cased tokenizers, with and without a normalizer of their own; Σ ends words."""

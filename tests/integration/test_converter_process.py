@@ -162,7 +162,7 @@ def test_reader_gone_ends_the_conversion(source: Path, tmp_path: Path) -> None:
 
 
 def test_write_that_does_not_fit(source: Path, tmp_path: Path) -> None:
-    """Files limited to 40 kB: tokenizer and graph are larger."""
+    """Files are limited to 40 kB; the graph is larger."""
     limit = (40_000, 40_000)
     process = start(
         source,

@@ -197,16 +197,24 @@ def test_tokenizer_of_another_model(source: Path) -> None:
             {"model_type": "own", "auto_map": {"AutoModel": "modeling.Own"}},
             "'own' of config.json brings its own code",
         ),
+        ({"model_type": "bart"}, "encoder-decoder 'bart'"),
         ({"vision_config": {}}, "takes more than text"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     ],
-    ids=["unknown", "own-code", "vision", "quantized"],
+    ids=["unknown", "own-code", "encoder-decoder", "vision", "quantized"],
 )
 def test_architecture_not_supported(change: dict[str, Any], words: str, source: Path) -> None:
     edit(source / "config.json", **change)
     code, message = refusal(source)
     assert code == "EXPORT_FAILED"
     assert words in message
+
+
+def test_config_with_nonsense(source: Path) -> None:
+    edit(source / "config.json", hidden_size="wide")
+    code, message = refusal(source)
+    assert code == "ARTIFACT_NOT_ACCESSIBLE"
+    assert "config.json" in message
 
 
 def test_config_names_no_architecture(source: Path) -> None:

@@ -42,7 +42,7 @@ def test_shards(tmp_path: Path) -> None:
 
 def test_shard_missing(tmp_path: Path) -> None:
     shards(tmp_path)[1].unlink()
-    with pytest.raises(ArtifactNotAccessible, match="model-00002-of-00002.safetensors, listed in"):
+    with pytest.raises(ArtifactNotAccessible, match=r"00002-of-00002.*is missing"):
         find_weights(tmp_path, allow_pickle=False)
 
 
@@ -78,5 +78,5 @@ def test_pickles(tmp_path: Path) -> None:
 
 def test_weights_of_other_frameworks_only(tmp_path: Path) -> None:
     (tmp_path / "tf_model.h5").write_bytes(b"x")
-    with pytest.raises(ArtifactNotAccessible, match="neither model.safetensors"):
+    with pytest.raises(ArtifactNotAccessible, match="has no weights"):
         find_weights(tmp_path, allow_pickle=True)
