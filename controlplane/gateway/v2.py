@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput, ModelMoraError
 from controlplane.events import InferenceFinished
+from controlplane.gateway.errors import NotOffered
 from controlplane.gateway.trace import name_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator, Sequence
 
     from controlplane.gateway.services import Services
     from controlplane.registry.model import Servable
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 EXTENSIONS = frozenset(
     {
         "binary_tensor_data",
-        "classification",
         "model_configuration",
         "parameters",
         "schedule_policy",
@@ -34,7 +35,13 @@ EXTENSIONS = frozenset(
         "statistics",
     }
 )
+# Triton turns the scores of an output into class labels on request, and dies (segmentation fault,
+# 2.51) when the output holds text. No task of ours needs it.
+CLASSIFICATION = "classification"
 CANCELLED = "CANCELLED"
+_MAX_RANK = 32
+_MAX_DIMENSION = 2**31 - 1
+_MAX_ELEMENTS = 2**40  # more than any request can hold, and far from 64 bits
 NOT_OFFERED = "is a part of Triton's protocol that ModelMora does not serve yet"
 
 
@@ -64,6 +71,34 @@ def resolve(services: Services, name: str, version: str | None) -> Servable:
     servable = services.store.servable(name, version or None)
     name_model(servable.model_id)
     return servable
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Check that the size of a tensor of that shape can be counted at all.
+
+    Triton multiplies dimensions and element size without looking for an overflow: a shape like
+    [1, 2**62] of FP32 is 0 bytes to it, fits a request without data, and ends the process that
+    gets it (JSON over HTTP: the server itself).
+
+    Raises:
+        InvalidInput: it has too many dimensions, an impossible one, or too many elements.
+    """
+    # A zero counts as one: a product that overflows on its way to zero is no better.
+    sizes = [dimension or 1 for dimension in shape]
+    if len(sizes) > _MAX_RANK or max(sizes, default=1) > _MAX_DIMENSION:
+        raise InvalidInput("An input has an impossible shape.", field="inputs.shape")
+    if math.prod(sizes) > _MAX_ELEMENTS:
+        raise InvalidInput("The shape of an input has too many elements.", field="inputs.shape")
+
+
+def refuse_classification(parameters: Container[str]) -> None:
+    """Check the names of the parameters that a request sets on an output.
+
+    Raises:
+        NotOffered: it asks for classification.
+    """
+    if CLASSIFICATION in parameters:
+        raise NotOffered("The 'classification' parameter of outputs is not offered by ModelMora.")
 
 
 def server_is_ready(services: Services) -> bool:

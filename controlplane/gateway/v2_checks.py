@@ -17,10 +17,8 @@ import msgspec
 
 from controlplane.errors import InvalidInput
 from controlplane.gateway.errors import BodyTooLarge, NotOffered, UnsupportedMedia
-from controlplane.gateway.v2 import NOT_OFFERED
+from controlplane.gateway.v2 import NOT_OFFERED, check_shape, refuse_classification
 
-_MAX_DIMENSION = 2**31 - 1
-_MAX_RANK = 32
 _SIZES = {
     "BOOL": 1,
     "UINT8": 1,
@@ -54,14 +52,26 @@ _ELEMENTS: dict[str, Any] = {
     **{f"INT{bits}": _integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32)},
 }
 
-_Dimension = Annotated[int, msgspec.Meta(ge=0, le=_MAX_DIMENSION)]
+_Dimension = Annotated[int, msgspec.Meta(ge=0)]
+_Unsigned = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# Parameters that mean something to Triton (its parameters, sequence and binary extensions); a
+# wrong type would come back as status 500.
+_REQUEST_PARAMETERS: dict[str, Any] = {
+    "priority": _Unsigned,
+    "timeout": _Unsigned,
+    "sequence_id": _Unsigned | str,
+    "sequence_start": bool,
+    "sequence_end": bool,
+    "binary_data_output": bool,
+}
+_OUTPUT_PARAMETERS: dict[str, Any] = {"binary_data": bool}
 _Parameters = dict[str, str | int | float | bool]
 
 
 class _Input(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
-    shape: Annotated[list[_Dimension], msgspec.Meta(max_length=_MAX_RANK)]
+    shape: list[_Dimension]
     parameters: _Parameters = {}
     data: msgspec.Raw = msgspec.Raw()
 
@@ -107,7 +117,7 @@ def check_infer_body(
 
     Raises:
         InvalidInput: naming what is wrong.
-        NotOffered: it wants shared memory.
+        NotOffered: it wants shared memory or classification.
         UnsupportedMedia: its compression is unknown.
         BodyTooLarge: it decompresses to more than `limit` bytes.
     """
@@ -121,6 +131,9 @@ def check_infer_body(
         json_part, binary = plain[:length], memoryview(plain)[length:]
     request = _parse(json_part)
     _check_inputs(request.inputs, None if binary is None else len(binary))
+    _check_parameters("the request", request.parameters, _REQUEST_PARAMETERS)
+    for output in request.outputs:
+        _check_output(output)
     batch_size = request.inputs[0].shape[0] if request.inputs[0].shape else None
     encoded = _encoder.encode(request)
     if binary is None:
@@ -169,6 +182,21 @@ def _parse(json_part: bytes) -> _InferRequest:
         raise InvalidInput(f"The infer request is not valid: {error}") from None
 
 
+def _check_parameters(owner: str, given: _Parameters, known: dict[str, Any]) -> None:
+    for name, value in given.items():
+        try:
+            msgspec.convert(value, known.get(name, Any))
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"Parameter {name!r} of {owner}: {error}.") from None
+
+
+def _check_output(output: _Output) -> None:
+    _check_parameters(f"output {output.name!r}", output.parameters, _OUTPUT_PARAMETERS)
+    refuse_classification(output.parameters)
+    if any(name.startswith("shared_memory") for name in output.parameters):
+        raise NotOffered(f"Output {output.name!r}: shared memory {NOT_OFFERED}.")
+
+
 def _check_inputs(inputs: list[_Input], binary_bytes: int | None) -> None:
     if len({tensor.name for tensor in inputs}) < len(inputs):
         raise InvalidInput("Two inputs have the same name.")
@@ -185,9 +213,7 @@ def _check_input(tensor: _Input, *, binary: bool) -> int:
         raise _wrong(tensor, f"has the unknown datatype {tensor.datatype!r}")
     if any(name.startswith("shared_memory") for name in tensor.parameters):
         raise NotOffered(f"Input {tensor.name!r}: shared memory {NOT_OFFERED}.")
-    # Zero dimensions count as one here: a product that overflows on the way to zero is no better.
-    if math.prod(dimension or 1 for dimension in tensor.shape) > 2**62:
-        raise _wrong(tensor, f"has the impossible shape {tensor.shape}")
+    check_shape(tensor.shape)
     expected = math.prod(tensor.shape)
     has_data = bool(memoryview(tensor.data))
     size = tensor.parameters.get("binary_data_size")

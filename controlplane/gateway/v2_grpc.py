@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 access = structlog.get_logger("modelmora.access")
+
+T = TypeVar("T")
 
 PROTOCOL = "v2_grpc"
 SERVICE = "inference.GRPCInferenceService"
@@ -172,7 +174,7 @@ class GrpcGateway:
         return wire.keep_texts(answer, 3, v2.EXTENSIONS)
 
     async def _model_ready(self, incoming: Incoming) -> bytes:
-        names = _names(incoming.message)
+        names = _decoded(wire.read_names, incoming.message)
         ready = v2.model_is_ready(self._services, names.model_name, names.model_version)
         return wire.bool_field(1, value=ready)
 
@@ -185,7 +187,7 @@ class GrpcGateway:
     async def _statistics(self, incoming: Incoming) -> bytes:
         # Without a name Triton tells of all models. No lease: to look at numbers must not load.
         message = incoming.message
-        if _names(message).model_name:
+        if _decoded(wire.read_names, message).model_name:
             message = self._resolve(message)[1]
         return await self._upstream.call("ModelStatistics", incoming, message)
 
@@ -193,6 +195,7 @@ class GrpcGateway:
         services = self._services
         servable, message = self._resolve(incoming.message)
         with v2.counted(services, servable, PROTOCOL) as outcome:
+            _check(message)
             lease = services.scheduler.lease(servable, deadline=incoming.deadline)
             async with lease:
                 try:
@@ -204,7 +207,7 @@ class GrpcGateway:
 
     def _resolve(self, message: bytes) -> tuple[Servable, bytes]:
         """The model a request names, and the request as Triton knows the model."""
-        names = _names(message)
+        names = _decoded(wire.read_names, message)
         servable = v2.resolve(self._services, names.model_name, names.model_version)
         ours = wire.Names(servable.triton_name, str(servable.triton_version))
         return servable, wire.rewrite_names(message, names, ours)
@@ -294,9 +297,16 @@ async def _refuse(method: str, _: Any, context: Any) -> None:
     )
 
 
-def _names(message: bytes) -> wire.Names:
+def _check(message: bytes) -> None:
+    """Refuse what would end Triton's processes; everything else is Triton's to judge."""
+    for shape in _decoded(wire.input_shapes, message):
+        v2.check_shape(shape)
+    v2.refuse_classification(_decoded(wire.output_parameters, message))
+
+
+def _decoded(read: Callable[[bytes], T], message: bytes) -> T:
     try:
-        return wire.read_names(message)
+        return read(message)
     except wire.MalformedMessage as error:
         raise InvalidInput(f"The request is not a protobuf message: {error}.") from None
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
+Buffer = bytes | memoryview
+
 MODEL_NAME = 1
 MODEL_VERSION = 2
 
@@ -83,6 +85,49 @@ def bool_field(number: int, *, value: bool) -> bytes:
     return varint(number << 3) + b"\x01" if value else b""
 
 
+def output_parameters(message: bytes) -> set[str]:
+    """Names of the parameters that a ModelInferRequest sets on its requested outputs.
+
+    Protocol: field 6 is `outputs`, their field 2 the map of parameters (grpc_service.proto).
+
+    Raises:
+        MalformedMessage: as `fields`.
+    """
+    outputs = _values(memoryview(message), 6)
+    entries = (entry for output in outputs for entry in _values(output, 2))
+    return {_text(key) for entry in entries for key in _values(entry, 1)}
+
+
+def input_shapes(message: bytes) -> list[list[int]]:
+    """Shapes of a ModelInferRequest's inputs; a negative dimension reads as 2**63 or more.
+
+    Protocol: field 5 is `inputs`, their field 3 the shape, packed or not (grpc_service.proto).
+
+    Raises:
+        MalformedMessage: as `fields`.
+    """
+    return [_integers(tensor, 3) for tensor in _values(memoryview(message), 5)]
+
+
+def _integers(message: memoryview, number: int) -> list[int]:
+    """A repeated varint field, in both of its encodings, cut to 64 bits as parsers do."""
+    values: list[int] = []
+    for field in fields(message):
+        if field.number == number and field.wire_type in (_VARINT, _LENGTH):
+            at = field.start
+            while at < field.end:
+                value, at = _varint(message, at)
+                values.append(value & 0xFFFF_FFFF_FFFF_FFFF)
+    return values
+
+
+def _values(message: memoryview, number: int) -> Iterator[memoryview]:
+    """Values of a length-delimited field, not copied."""
+    for field in fields(message):
+        if field.number == number and field.wire_type == _LENGTH:
+            yield message[field.start : field.end]
+
+
 def keep_texts(message: bytes, number: int, kept: Container[str]) -> bytes:
     """The message without those texts of a repeated `string` field that are not in `kept`."""
     out, at = [], 0
@@ -104,7 +149,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def fields(message: bytes) -> Iterator[Field]:
+def fields(message: Buffer) -> Iterator[Field]:
     """The top-level fields in their order; a group counts as one field.
 
     Raises:
@@ -118,7 +163,7 @@ def fields(message: bytes) -> Iterator[Field]:
         at = after
 
 
-def _tag(message: bytes, at: int) -> tuple[int, int, int]:
+def _tag(message: Buffer, at: int) -> tuple[int, int, int]:
     tag, at = _varint(message, at)
     if tag > _MAX_TAG or tag >> 3 == 0:
         raise MalformedMessage("a field has an impossible number")
@@ -126,7 +171,7 @@ def _tag(message: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _value(
-    message: bytes, at: int, number: int, wire_type: int, depth: int
+    message: Buffer, at: int, number: int, wire_type: int, depth: int
 ) -> tuple[int, int, int]:
     """Start and end of a field's value, and where the next field begins."""
     if wire_type == _START_GROUP:
@@ -147,7 +192,7 @@ def _value(
     return start, end, end
 
 
-def _group(message: bytes, at: int, number: int, depth: int) -> tuple[int, int]:
+def _group(message: Buffer, at: int, number: int, depth: int) -> tuple[int, int]:
     """Where a group's content ends, and where the next field begins."""
     if depth > _MAX_GROUP_DEPTH:
         raise MalformedMessage("groups are nested too deeply")
@@ -162,7 +207,7 @@ def _group(message: bytes, at: int, number: int, depth: int) -> tuple[int, int]:
     raise MalformedMessage("the message is cut off")
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _varint(message: Buffer, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -175,8 +220,8 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     raise MalformedMessage("a number is too long")
 
 
-def _text(value: bytes) -> str:
+def _text(value: Buffer) -> str:
     try:
-        return value.decode()
+        return str(value, "utf-8")
     except UnicodeDecodeError:
         raise MalformedMessage("a model name or version is not UTF-8") from None

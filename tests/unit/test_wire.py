@@ -157,3 +157,30 @@ def test_keeps_the_named_texts_of_a_repeated_field():
     assert pb.ServerMetadataResponse.FromString(kept) == pb.ServerMetadataResponse(
         name="triton", version="2", extensions=["a", "c"]
     )
+
+
+@given(st.lists(st.lists(names, max_size=3), max_size=3))
+def test_names_of_output_parameters(outputs):
+    request = infer_request("a", "1", b"raw")
+    for parameters in outputs:
+        output = request.outputs.add(name="classification")
+        for name in parameters:
+            output.parameters[name].int64_param = 1
+    found = wire.output_parameters(request.SerializeToString())
+    assert found == {name for parameters in outputs for name in parameters}
+
+
+@given(st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), max_size=3))
+def test_shapes_of_inputs(shapes):
+    request = pb.ModelInferRequest(model_name="a")
+    for shape in shapes:
+        request.inputs.add(name="x", datatype="FP32", shape=shape).contents.fp32_contents.append(1)
+    found = wire.input_shapes(request.SerializeToString())
+    assert found == [[size % 2**64 for size in shape] for shape in shapes]
+
+
+def test_shapes_that_are_not_packed_or_too_long():
+    unpacked = wire.varint(3 << 3) + b"\x02" + wire.varint(3 << 3) + b"\x84" + b"\x80" * 8 + b"\x02"
+    message = wire.varint(5 << 3 | 2) + wire.varint(len(unpacked)) + unpacked
+    parsed = pb.ModelInferRequest.FromString(message)
+    assert wire.input_shapes(message) == [list(parsed.inputs[0].shape)] == [[2, 4]]
