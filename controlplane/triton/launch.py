@@ -4,6 +4,8 @@ A program of its own instead of a `preexec_fn`: that would run Python between fo
 process that has gRPC's threads, which can deadlock.
 """
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal
@@ -19,6 +21,8 @@ def main() -> None:
         sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
     if os.getppid() != int(parent):  # it died before the request was made: no signal would come
         sys.exit("the parent process is gone")
+    # SIGPIPE stays ignored, as Python has set it: a server whose parent, and with it the reader of
+    # its log, is gone must get through its shutdown to end its stubs.
     os.execv(program, sys.argv[2:])
 
 

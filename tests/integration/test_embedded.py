@@ -332,6 +332,8 @@ async def test_server_ends_with_its_killed_parent(tmp_path: Path) -> None:
     parent, server, stubs = start_parent(tmp_path, name)
     kill_parent(parent)
     await eventually(lambda: not alive([server, *stubs]))
+    prefix = processes.instance_prefix(tmp_path / "state")
+    assert not list(processes.SHARED_MEMORY.glob(f"{prefix}*"))
 
 
 async def test_start_ends_the_orphans_of_a_killed_parent(tmp_path: Path) -> None:
