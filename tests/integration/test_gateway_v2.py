@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 
@@ -60,10 +61,34 @@ async def rpc(gateway):
     await client.close()
 
 
+class Raw:
+    """Plain HTTP; answers are read to their end, so that no connection stays open."""
+
+    def __init__(self, session):
+        self._session = session
+
+    async def request(self, method, path, **more):
+        answer = await self._session.request(method, path, **more)
+        await answer.read()
+        return answer
+
+    def get(self, path, **more):
+        return self.request("GET", path, **more)
+
+    def post(self, path, **more):
+        return self.request("POST", path, **more)
+
+
+@contextlib.asynccontextmanager
+async def raw_client(gateway):
+    async with aiohttp.ClientSession(f"http://{gateway.http_address}") as session:
+        yield Raw(session)
+
+
 @pytest.fixture
 async def raw(gateway):
-    async with aiohttp.ClientSession(f"http://{gateway.http_address}") as session:
-        yield session
+    async with raw_client(gateway) as client:
+        yield client
 
 
 def inputs_of(module, texts=("hello",), number=None):
@@ -152,8 +177,12 @@ async def test_http_config_and_statistics(gateway, http):
     config = await http.get_model_config(MODEL)
     assert config["name"] == TRITON_NAME
     await http.infer(MODEL, inputs_of(triton_http))
-    stats = await http.get_inference_statistics(MODEL)
-    assert stats["model_stats"][0]["inference_count"] == 1
+
+    async def counted():  # Triton counts after it has answered
+        stats = await http.get_inference_statistics(MODEL)
+        return stats["model_stats"][0]["inference_count"] == 1
+
+    await eventually(counted)
     assert (await http.get_inference_statistics())["model_stats"]
 
 
@@ -263,6 +292,30 @@ def wrongly_typed(module):
     return [text]
 
 
+async def test_classification_of_text_which_kills_the_server_is_refused(gateway, raw, rpc):
+    pid = gateway.services.server.pid
+    body = {
+        "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}],
+        "outputs": [{"name": "text_output", "parameters": {"classification": 1}}],
+    }
+    answer = await raw.post(f"/v2/models/{MODEL}/infer", json=body)
+    assert (answer.status, "classification" in await answer.text()) == (501, True)
+    outputs = [triton_grpc.InferRequestedOutput("text_output", class_count=1)]
+    code, _ = await failure_of(rpc.infer(MODEL, inputs_of(triton_grpc), outputs=outputs))
+    assert code == "StatusCode.UNIMPLEMENTED"
+    assert gateway.services.server.pid == pid
+    assert gateway.effects.loads == []
+
+
+async def test_grpc_shapes_that_overflow_are_refused(gateway, rpc):
+    """FP32 [1, 2**62] is 0 bytes to Triton; the model's process dies of it."""
+    number = triton_grpc.InferInput("number", [1, 2**62], "FP32")
+    number._raw_content = b""
+    code, text = await failure_of(rpc.infer(MODEL, [*inputs_of(triton_grpc), number]))
+    assert (code, "impossible shape" in text) == ("StatusCode.INVALID_ARGUMENT", True)
+    await rpc.infer(MODEL, inputs_of(triton_grpc))
+
+
 async def test_http_triton_own_errors_pass(gateway, raw):
     tensor = {"name": "text_input", "datatype": "FP32", "shape": [1, 1], "data": [1.0]}
     answer = await raw.post(f"/v2/models/{MODEL}/infer", json={"inputs": [tensor]})
@@ -281,7 +334,7 @@ async def test_http_a_model_that_is_not_installed(gateway, raw):
 async def test_http_request_limit(repository, triton_client):
     async with (
         running_gateway(repository.server, triton_client, max_request_bytes=2000) as gateway,
-        aiohttp.ClientSession(f"http://{gateway.http_address}") as raw,
+        raw_client(gateway) as raw,
     ):
         gateway.add_model(MODEL)
         big = json.dumps({"inputs": [{"name": "x" * 5000}]}).encode()
@@ -295,7 +348,7 @@ async def test_http_timeout(repository, triton_client):
     async with running_gateway(repository.server, triton_client, request_timeout=0.7) as gateway:
         gateway.add_model("org/slow")
         await triton_client.load("org--slow", None, timeout=30)
-        async with aiohttp.ClientSession(f"http://{gateway.http_address}") as raw:
+        async with raw_client(gateway) as raw:
             body = {
                 "inputs": [
                     {"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": ["a"]}
@@ -365,8 +418,11 @@ async def test_grpc_either_spelling_of_a_version(rpc, version):
 
 async def test_grpc_statistics(gateway, rpc):
     await rpc.infer(MODEL, inputs_of(triton_grpc))
-    stats = await rpc.get_inference_statistics(MODEL)
-    assert stats.model_stats[0].inference_count == 1
+
+    async def counted():  # Triton counts after it has answered
+        return (await rpc.get_inference_statistics(MODEL)).model_stats[0].inference_count == 1
+
+    await eventually(counted)
     assert len((await rpc.get_inference_statistics()).model_stats) >= 1
     assert finished(gateway)[-1].protocol == "v2_grpc"
 
