@@ -224,14 +224,12 @@ def _first_that_holds(
         ExportFailed: none does; with the last one's figures or error.
     """
     from converters import onnx
-    from converters.tokenization import TOKENIZER_FILE, open_tokenizer
+    from converters.tokenization import TOKENIZER_FILE
     from converters.verify import Check
 
     tokenization = loaded.tokenization
     events.progress("load", 0.8, f"{loaded.parameters:,} parameters; PyTorch embeds the test texts")
-    check = Check(
-        loaded.encoder, open_tokenizer(output / TOKENIZER_FILE, tokenization), tokenization
-    )
+    check = Check(loaded.encoder, output / TOKENIZER_FILE, tokenization)
     events.progress("load", 1.0, "loaded")
     failure = ""
     for exporter in onnx.EXPORTERS:

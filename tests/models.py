@@ -296,8 +296,10 @@ def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32
         "attention_mask": [e.attention_mask for e in encodings],
         "token_type_ids": [e.type_ids for e in encodings],
     }
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        str(artefact / facts["model_file"]), providers=["CPUExecutionProvider"]
+        str(artefact / facts["model_file"]), options, providers=["CPUExecutionProvider"]
     )
     feeds = {name: np.array(columns[name], dtype=np.int64) for name in facts["input_names"]}
     vectors: NDArray[np.float32] = session.run([facts["output_name"]], feeds)[0]
