@@ -290,7 +290,7 @@ def _keep(db: Database, event: DomainEvent) -> None:
 
 def _port_error(host: str, port: int, key: str, error: OSError) -> StartupError:
     return StartupError(
-        f"Cannot listen on {host}:{port}: {error.strerror or error}. "
+        f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}. "
         f"Stop what uses it, or choose another with MODELMORA_{key.upper()}."
     )
 

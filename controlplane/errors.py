@@ -154,7 +154,7 @@ class ModelNotReady(ModelMoraError):
             "registered": f"Download it with: modelmora install {model_id}",
             "downloading": "Its download is running; try again when it has ended.",
             "exporting": "Its conversion is running; try again when it has ended.",
-            "failed": f"Its installation failed{': ' + reason if reason else ''}.",
+            "failed": f"Its installation failed{': ' + reason.rstrip('.') if reason else ''}.",
         }.get(status, "")
         super().__init__(
             f"Model {model_id!r} version {version!r} is {status}, not ready. {hint}".strip(),
@@ -225,8 +225,8 @@ class UnsafeWeights(ModelMoraError):
     def __init__(self, model_id: str, files: Sequence[str]) -> None:
         super().__init__(
             f"{model_id} offers its weights only as pickles ({', '.join(files[:3])}), "
-            "which can run code when they are read. Use a revision with safetensors, or trust this source with "
-            "MODELMORA_ALLOW_PICKLE=true.",
+            "which can run code when they are read. Use a revision with safetensors, "
+            "or trust this source with MODELMORA_ALLOW_PICKLE=true.",
             model_id=model_id,
             files=list(files),
         )
@@ -283,7 +283,8 @@ class InsufficientMemory(ModelMoraError):
         else:
             message = (
                 f"Model {model_id!r} needs {need_mb:.0f} MB and every loaded model is busy or "
-                f"kept; the budget is {budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS)."
+                f"kept; the budget is {budget_mb:.0f} MB "
+                "(MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS)."
             )
             self.retry_after = 1.0
         super().__init__(

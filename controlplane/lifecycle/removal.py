@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
+from controlplane.lifecycle.state import HOLDING_MEMORY
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.scheduler import Scheduler
@@ -25,7 +26,7 @@ async def remove_model(
     """
     model_id = store.get(name).model_id
     shown = scheduler.view(model_id)
-    if shown is not None and shown.state.value != "failed":
+    if shown is not None and shown.state in HOLDING_MEMORY:
         if not force:
             raise ModelAlreadyLoaded(model_id, "is loaded; unload it first, or use force")
         await scheduler.unload(model_id)

@@ -7,7 +7,6 @@ from typing import Annotated
 from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
-from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import (
     DownloadAccepted,
@@ -20,7 +19,7 @@ from controlplane.gateway.rest.schemas import (
 )
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
-from controlplane.lifecycle.state import HOLDING_MEMORY
+from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.model import Model, ModelId
 
 TAGS = ["Models"]
@@ -133,9 +132,13 @@ async def delete_model(
     force: Annotated[bool, QueryParameter(description="Unload it first if it is loaded.")] = False,
 ) -> None:
     """Remove a model with its files; a running installation is cancelled."""
-    model_id = services.store.get(model_name(org, repo)).model_id
-    await _clear_memory(services, model_id, force=force)
-    await services.installer.uninstall(model_id)
+    await remove_model(
+        services.store,
+        services.installer,
+        services.scheduler,
+        model_name(org, repo),
+        force=force,
+    )
 
 
 @post(
@@ -219,24 +222,6 @@ def model_name(org: str, repo: str) -> str:
 
 def _render(services: Services, model: Model) -> ModelResponse:
     return ModelResponse.of(model, services.installer.progress(model.model_id))
-
-
-async def _clear_memory(services: Services, model_id: str, *, force: bool) -> None:
-    """Have a model out of memory, or refuse.
-
-    Raises:
-        ModelAlreadyLoaded: it is loaded and `force` is not given.
-    """
-    view = services.scheduler.view(model_id)
-    if view is None or view.state not in HOLDING_MEMORY:
-        return
-    if not force:
-        why = f"is {view.state}; unload it first, or delete it with force=true"
-        raise ModelAlreadyLoaded(model_id, why)
-    try:
-        await services.scheduler.unload(model_id)
-    except ModelNotLoaded:  # it left meanwhile
-        return
 
 
 def _bare(name: str) -> Exception:
