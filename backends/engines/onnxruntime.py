@@ -126,10 +126,12 @@ def _session(model_file: Path, providers: Sequence[Any], *, threads: int) -> Any
     options.inter_op_num_threads = 1
     # A memory pattern is kept for every shape ever seen, and texts have many shapes.
     options.enable_mem_pattern = False
-    # Threads that wait for work spin, by default for milliseconds; when anything else wants the
+    # Threads that wait for work spin, by default for milliseconds; where anything else wants the
     # cores (the control plane, another model) that halves the throughput. 20 microseconds keep
-    # the speed of spinning on an idle machine and most of that of sleeping on a busy one.
+    # the speed of spinning on an idle machine and most of that of sleeping on a busy one; handing
+    # out work in ever smaller blocks keeps the threads from waiting for one that was interrupted.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     options.log_severity_level = _SEVERITY_ERROR
     try:
         return onnxruntime.InferenceSession(str(model_file), options, providers=list(providers))
