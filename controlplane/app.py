@@ -223,6 +223,8 @@ class Application:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=int(DRAIN_SECONDS),
+                # The default of 5 s closes connections that a client is just about to use again.
+                timeout_keep_alive=75,
             )
         )
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
