@@ -356,6 +356,20 @@ class InferenceFailed(ModelMoraError):
         super().__init__(f"Model {model_id!r} failed: {reason}", model_id=model_id, reason=reason)
 
 
+class QueueFull(ModelMoraError):
+    """So many requests wait for the model that another would only time out."""
+
+    code = "QUEUE_FULL"
+    retry_after = 1.0
+
+    def __init__(self, model_id: str, waiting: int) -> None:
+        super().__init__(
+            f"{waiting} requests are waiting for model {model_id!r} already; try again later.",
+            model_id=model_id,
+            waiting=waiting,
+        )
+
+
 # -- the service -------------------------------------------------------------------------------
 
 

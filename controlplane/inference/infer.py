@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Triton's max_batch_size of our models; longer lists travel as several requests, which the
 # server is free to run beside other clients' requests.
 CHUNK = 32
+# Enough to keep the model busy; all at once would fill its queue ahead of everybody else.
+CHUNKS_AT_A_TIME = 4
 
 
 class InferRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,12 +144,15 @@ class InferenceService:
         timeout: float,
     ) -> np.ndarray[Any, Any]:
         chunks = [batch.texts[i : i + CHUNK] for i in range(0, len(batch.texts), CHUNK)]
-        calls = [
-            asyncio.ensure_future(
-                self._call(servable, chunk, batch.parameters, priority, deadline, timeout)
-            )
-            for chunk in chunks
-        ]
+        turn = asyncio.Semaphore(CHUNKS_AT_A_TIME)
+
+        async def run(chunk: tuple[str, ...]) -> np.ndarray[Any, Any]:
+            async with turn:
+                return await self._call(
+                    servable, chunk, batch.parameters, priority, deadline, timeout
+                )
+
+        calls = [asyncio.ensure_future(run(chunk)) for chunk in chunks]
         try:
             return np.concatenate(await asyncio.gather(*calls))
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from controlplane.lifecycle.admission import Gate
 from controlplane.lifecycle.policy import Candidate
 from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState, move
 
@@ -66,6 +67,10 @@ class Resident:
     unload_reason: str = "manual"
     keep_loaded: bool = False
     node: str = "local"
+    gate: Gate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.servable.model_id)
 
     @property
     def model_id(self) -> str:
@@ -145,8 +150,8 @@ def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> R
         measured=resident.measured,
         device=device,
         request_count=resident.request_count,
-        active_requests=resident.leases,
-        waiting_requests=len(resident.waiters),
+        active_requests=resident.leases - resident.gate.waiting,
+        waiting_requests=len(resident.waiters) + resident.gate.waiting,
         healthy=resident.state is ModelState.LOADED and (health is None or health.healthy),
         consecutive_failures=health.consecutive_failures if health else 0,
         loaded_at=resident.loaded_at,

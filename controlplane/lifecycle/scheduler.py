@@ -90,13 +90,20 @@ class Lease:
             resident = await self._scheduler.wait_until_loaded(
                 self._servable, self._deadline, self._priority
             )
+        if not resident.gate.try_enter():
+            try:
+                await resident.gate.enter(self._priority, self._deadline)
+            except BaseException:
+                self._scheduler.release(resident)
+                raise
         self._resident = resident
         return self._servable
 
     async def __aexit__(self, *_: object) -> None:
-        if self._resident is not None:
-            self._scheduler.release(self._resident)
-            self._resident = None
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            resident.gate.leave()
+            self._scheduler.release(resident)
 
 
 class Scheduler:
@@ -139,11 +146,13 @@ class Scheduler:
         Args:
             servable: the version to use.
             deadline: on the event loop's clock; waiting ends then.
-            priority: 1 (critical) to 4 (low), decides who is loaded first.
+            priority: 1 (critical) to 4 (low), decides who is loaded first, and who is served
+                first when more than `admission.RUNNING` requests of a model are under way.
 
         Raises (on entering):
             InsufficientMemory: it can never fit, or no room came free in time.
             LoadFailed, LoadTimeout: its load failed or took too long.
+            QueueFull, InferenceTimeout: too many requests of the model, or its turn came too late.
             ServiceUnavailable: Triton is down, or the service stops.
         """
         return Lease(self, servable, deadline, priority)

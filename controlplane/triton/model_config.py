@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 ModelConfig = model_config_pb2.ModelConfig
 
 MAX_BATCH_SIZE = 32
-# The document's max_wait of 100 ms is not taken over: without any delay Triton batches what has
-# queued up while the model computes, which measured best; a delay adds its length to every
-# request on a quiet server.
-MAX_QUEUE_DELAY_US = 0
-PRIORITY_LEVELS = 4  # critical, high, medium, low
-DEFAULT_PRIORITY_LEVEL = 3
-# A request can only shorten the default, so this is the longest that anybody may ask for.
-QUEUE_TIMEOUT_US = 600 * 1_000_000
-MAX_QUEUE_SIZE = 1000
 
 
 def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[str, Any]) -> Any:
@@ -59,20 +50,12 @@ def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[
     # the device itself, and a stub of KIND_CPU may use a GPU.
     config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     if batch > 0:
-        _set_batching(config.dynamic_batching)
+        # Empty on purpose. Without a delay Triton batches what queues up while the model computes,
+        # which measured best. Priority levels, queue sizes and queue timeouts, any of them, make
+        # its batcher miss arrivals and sleep for half a second (docs/benchmarks.md): the control
+        # plane enforces them in front of it (lifecycle/admission.py).
+        config.dynamic_batching.SetInParent()
     return config
-
-
-def _set_batching(batching: Any) -> None:
-    batching.max_queue_delay_microseconds = MAX_QUEUE_DELAY_US
-    batching.preserve_ordering = False
-    batching.priority_levels = PRIORITY_LEVELS
-    batching.default_priority_level = DEFAULT_PRIORITY_LEVEL
-    policy = batching.default_queue_policy
-    policy.timeout_action = model_config_pb2.ModelQueuePolicy.REJECT
-    policy.default_timeout_microseconds = QUEUE_TIMEOUT_US
-    policy.allow_timeout_override = True
-    policy.max_queue_size = MAX_QUEUE_SIZE
 
 
 def _data_type(datatype: str) -> int:
