@@ -64,7 +64,11 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "text", "keys"), COMMANDS, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    ("arguments", "text", "keys"),
+    COMMANDS,
+    ids=lambda v: str(v)[:20] if not isinstance(v, set) else "keys",
+)
 def test_text_and_json(
     server: RestServer, modelmora: Any, arguments: list[str], text: str, keys: set[str]
 ) -> None:
