@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.errors import ModelNotFound, ModelNotReady, ValidationFailed, VersionNotFound
+from controlplane.errors import (
+    ConcurrentModification,
+    ModelNotFound,
+    ModelNotReady,
+    ValidationFailed,
+    VersionNotFound,
+)
 from controlplane.registry.model import (
     Model,
     ModelId,
@@ -18,6 +24,8 @@ from controlplane.registry.model import (
 from controlplane.registry.rows import query, read_models, version_from
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlite_utils import Database
 
 MAX_PAGE_SIZE = 100
@@ -133,14 +141,47 @@ def pick(model: Model, version: str | None) -> ModelVersion:
     return found
 
 
+def check_lock(model: Model, expected: int | None) -> None:
+    """The optimistic lock of domain §1.1, as the caller last saw it; None does not care.
+
+    Raises:
+        ConcurrentModification: the model has changed since.
+    """
+    if expected is not None and expected != model.version:
+        raise ConcurrentModification(f"Model {model.model_id!r}", expected)
+
+
+_VERSIONS = (
+    "SELECT v.*, m.model_id AS text_id FROM model_version AS v JOIN model AS m ON m.id = v.model_id"
+)
+
+
 def every_version(db: Database) -> tuple[ModelVersion, ...]:
     """All versions of all models."""
+    rows = query(db, f"{_VERSIONS} ORDER BY m.model_id, v.triton_version")
+    return tuple(version_from(row, row["text_id"]) for row in rows)
+
+
+def versions_with(db: Database, statuses: Collection[VersionStatus]) -> tuple[ModelVersion, ...]:
+    """All versions in one of these states, by model id."""
+    marks = ", ".join("?" for _ in statuses)
+    order = "ORDER BY m.model_id, v.triton_version"
     rows = query(
-        db,
-        "SELECT v.*, m.model_id AS text_id FROM model_version AS v"
-        " JOIN model AS m ON m.id = v.model_id ORDER BY m.model_id, v.triton_version",
+        db, f"{_VERSIONS} WHERE v.status IN ({marks}) {order}", [s.value for s in statuses]
     )
     return tuple(version_from(row, row["text_id"]) for row in rows)
+
+
+def version_by_id(db: Database, version_id: str) -> ModelVersion | None:
+    """The version of that row id; None when it is gone."""
+    rows = query(db, f"{_VERSIONS} WHERE v.id = ?", [version_id])
+    return version_from(rows[0], rows[0]["text_id"]) if rows else None
+
+
+def triton_names(db: Database) -> set[str]:
+    """What all registered models are called in Triton."""
+    rows = db.execute("SELECT model_id FROM model").fetchall()
+    return {ModelId.parse(row[0]).triton_name for row in rows}
 
 
 def servable(model: Model, version: ModelVersion) -> Servable:
