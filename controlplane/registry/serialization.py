@@ -80,7 +80,9 @@ def to_yaml(entity: Entity) -> str:
         ValidationFailed: as `to_json`.
     """
     document = to_document(entity)
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return cast(
+        "str", yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    )
 
 
 def from_yaml(text: str | bytes, kind: type[E]) -> E:
@@ -94,6 +96,19 @@ def from_yaml(text: str | bytes, kind: type[E]) -> E:
     except (yaml.YAMLError, UnicodeError, RecursionError, ValueError) as error:
         raise ValidationFailed.field("yaml", f"cannot be read: {error}") from error
     return from_document(value, kind)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that keeps every line break as it is."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML writes U+0085, U+2028 and U+2029 as they are in single quotes, where they are
+        # line breaks and are folded into spaces when they are read.
+        style = '"' if any(char in data for char in "\r\n\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 class _Loader(yaml.SafeLoader):
