@@ -249,7 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with filled(options.models) as service:
         path = service.data_dir / "modelmora.db"
         print(f"The database has {path.stat().st_size / 2**20:.0f} MB.")
-        setting.print_table(f"Start: {title}", ["what", "found", "aim"], start_rows(service))
+        begun = time.perf_counter()
+        start_rows(service)
+        first = [
+            ["first start: every manifest is read", f"{time.perf_counter() - begun:.2f} s", ""]
+        ]
+        rows = [*first, *start_rows(service)]
+        setting.print_table(f"Start: {title}", ["what", "found", "aim"], rows)
         db = open_db(path)
         store = ModelStore(db, EventBus())
         rows = store_rows(store, db, options.models, options.repeats)

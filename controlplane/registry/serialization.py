@@ -80,9 +80,7 @@ def to_yaml(entity: Entity) -> str:
         ValidationFailed: as `to_json`.
     """
     document = to_document(entity)
-    return cast(
-        "str", yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    )
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def from_yaml(text: str | bytes, kind: type[E]) -> E:
@@ -323,9 +321,10 @@ def _number(value: Any, path: str) -> int | float:
         if not math.isfinite(value):
             raise ValidationFailed.field(path, f"{value} is no number of JSON")
         return int(value) if value.is_integer() and abs(value) <= _EXACT else value
-    if abs(value) > _EXACT:
+    number = int(value)
+    if abs(number) > _EXACT:
         raise ValidationFailed.field(path, "is beyond 2**53; write it as text")
-    return value
+    return number
 
 
 def _text(value: Any, path: str) -> str:

@@ -34,7 +34,7 @@ from controlplane.registry.retired import check_reuse, next_triton_version
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlite_utils import Database
 
@@ -62,6 +62,14 @@ class VersionStore:
     def every_version(self) -> tuple[ModelVersion, ...]:
         """All versions of all models, by model id."""
         return catalog.every_version(self._db)
+
+    def versions_with(self, statuses: Collection[VersionStatus]) -> tuple[ModelVersion, ...]:
+        """All versions in one of these states, by model id."""
+        return catalog.versions_with(self._db, statuses)
+
+    def version_keys(self) -> list[tuple[str, int, VersionStatus]]:
+        """Triton name, Triton number and status of all versions."""
+        return catalog.version_keys(self._db)
 
     def triton_names(self) -> set[str]:
         """What all registered models are called in Triton."""
