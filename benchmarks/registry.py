@@ -251,9 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"The database has {path.stat().st_size / 2**20:.0f} MB.")
         begun = time.perf_counter()
         start_rows(service)
-        first = [
-            ["first start: every manifest is read", f"{time.perf_counter() - begun:.2f} s", ""]
-        ]
+        taken = time.perf_counter() - begun
+        time.sleep(3)  # longer than the slack within which a file counts as just written
+        start_rows(service)
+        first = [["first start: every manifest is read", f"{taken:.2f} s", ""]]
         rows = [*first, *start_rows(service)]
         setting.print_table(f"Start: {title}", ["what", "found", "aim"], rows)
         db = open_db(path)

@@ -9,6 +9,7 @@ needs no `-wal` beside it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ from controlplane.errors import (
 from controlplane.migrations import STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 log = structlog.get_logger(__name__)
@@ -62,10 +63,19 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What is found in a database file; it is sound when `problems` is empty."""
+    """What is found in a database file.
 
-    steps: tuple[str, ...]
-    problems: tuple[str, ...]
+    Attributes:
+        steps: the migrations it has been through, oldest first.
+        damage: why its content cannot be trusted; it is no backup then.
+        faults: broken references and a schema that lacks something.
+        strange: tables and indexes that are not ModelMora's.
+    """
+
+    steps: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> list[str]:
@@ -103,7 +113,8 @@ def write_backup(database: Path, target: Path, *, replace: bool = False) -> Back
             finished = _checked(partial, target)
             _publish(partial, target, replace=replace)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, nor anything else if its folder is not
+            partial.unlink()
     return finished
 
 
@@ -116,10 +127,10 @@ def _writing(target: Path, database: Path) -> Iterator[None]:
         if "full" in str(error):
             raise _no_room(target, database) from error
         raise DatabaseDamaged(str(database), str(error)) from error
-    except FileExistsError as error:
-        raise BackupExists(str(target)) from error
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if target.exists():
+            raise BackupExists(str(target)) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(target, database) from error
         text = f"{target} cannot be written: {error.strerror}"
         raise ValidationFailed.field("target", text) from error
@@ -141,8 +152,7 @@ def _copy(database: Path, target: Path) -> None:
 
 def _checked(copy: Path, target: Path) -> Backup:
     found = inspect(copy)
-    if found.problems:
-        raise DatabaseDamaged(str(target), "; ".join(found.problems[:3]))
+    _require_sound(found, target)
     with read_only(copy) as connection:
         counts = [_count(connection, table) for table in ("model", "event_store")]
     return Backup(
@@ -152,6 +162,11 @@ def _checked(copy: Path, target: Path) -> Backup:
         events=counts[1],
         schema=found.steps[-1] if found.steps else "",
     )
+
+
+def _require_sound(found: Inspection, path: Path) -> None:
+    if found.damage:
+        raise DatabaseDamaged(str(path), "; ".join(found.damage[:3]))
 
 
 def _count(connection: sqlite3.Connection, table: str) -> int:
@@ -248,14 +263,21 @@ def inspect(path: Path) -> Inspection:
     try:
         with read_only(path) as connection:
             steps = _steps(connection)
-            problems = [*_integrity(connection), *_foreign_keys(connection)]
+            if damage := _integrity(connection):
+                return Inspection(steps=tuple(steps), damage=tuple(damage))
+            if not steps:
+                return Inspection(damage=("it is no database of ModelMora",))
+            faults, strange = _foreign_keys(connection), list[str]()
             if set(steps) <= set(STEP_NAMES):
-                problems += _schema(connection, steps)
+                wanted, there = _reference(steps), _objects(connection)
+                strange = _described(there.keys() - wanted, "is not ModelMora's")
+                faults += _described(wanted.keys() - there, "is missing")
+                both = wanted.keys() & there
+                differing = {key for key in both if wanted[key] != there[key]}
+                faults += _described(differing, "is not as it should be")
     except sqlite3.Error as error:
-        return Inspection(steps=(), problems=(f"it cannot be read ({error})",))
-    if not steps:
-        problems.append("it is no database of ModelMora")
-    return Inspection(steps=tuple(steps), problems=tuple(problems))
+        return Inspection(damage=(f"it cannot be read ({error})",))
+    return Inspection(steps=tuple(steps), faults=tuple(faults), strange=tuple(strange))
 
 
 def _steps(connection: sqlite3.Connection) -> list[str]:
@@ -280,33 +302,38 @@ def _foreign_keys(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
-def _schema(connection: sqlite3.Connection, steps: list[str]) -> list[str]:
-    """How the tables, indexes and triggers differ from what the steps make."""
-    wanted, found = _reference(steps), _objects(connection)
-    missing = [f"schema: {kind} {name} is missing" for kind, name in wanted.keys() - found.keys()]
-    strange = [f"schema: {kind} {name} is not ModelMora's" for kind, name in found.keys() - wanted]
-    other = [
-        f"schema: {kind} {name} is not as it should be"
-        for kind, name in wanted.keys() & found.keys()
-        if wanted[kind, name] != found[kind, name]
-    ]
-    return sorted([*missing, *strange, *other])
+def _described(objects: Iterable[tuple[str, str]], how: str) -> list[str]:
+    return [f"schema: {kind} {name} {how}" for kind, name in sorted(objects)]
 
 
 def _reference(steps: list[str]) -> dict[tuple[str, str], str]:
+    """What the steps, in the order in which the file went through them, make of nothing."""
     with contextlib.closing(Database(memory=True)) as db:
-        for name in steps:  # in the order in which the file went through them
+        for name in steps:
             STEPS[STEP_NAMES.index(name)].up(db)
         return _objects(db.conn)
 
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Tables by their columns, the rest by their text without spaces and quotes.
+
+    The text of a table depends on how it came about: ALTER TABLE leaves traces in it.
+    """
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     return {
-        (kind, name): sql
+        (kind, name): _columns(connection, name) if kind == "table" else _condensed(sql)
         for kind, name, sql in rows
         if sql and not name.startswith(("sqlite_", "_sqlite_", "idx__sqlite_"))
     }
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> str:
+    rows = connection.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?)', [table])
+    return str(sorted(rows.fetchall()))
+
+
+def _condensed(sql: str) -> str:
+    return "".join(sql.replace('"', "").split()).lower()
 
 
 # -- restoring -----------------------------------------------------------------------------------
@@ -345,8 +372,7 @@ def restore(backup: Path, database: Path) -> Path | None:
         InsufficientDisk: no room.
     """
     found = inspect(backup)
-    if found.problems:
-        raise DatabaseDamaged(str(backup), "; ".join(found.problems[:3]))
+    _require_sound(found, backup)
     if found.unknown:
         raise StartupError(newer(backup, found.steps))
     fresh = database.with_name(f"{database.name}.restoring")

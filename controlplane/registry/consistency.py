@@ -68,14 +68,14 @@ def check(database: Path, repository: Path | None = None, downloads: Path | None
         NoDatabase: there is no such file.
     """
     found = inspect(database)
-    problems, warnings = list(found.problems), []
+    problems, warnings = [*found.damage, *found.faults], list(found.strange)
     counts: dict[str, int] = {}
     if found.unknown:
         warnings.append(f"it was written by a newer ModelMora (it has {', '.join(found.unknown)})")
     elif found.steps and found.missing:
         text = ", ".join(found.missing)
         warnings.append(f"its schema is older; the next start will apply {text} after a backup")
-    if found.steps and not found.problems:
+    if found.steps and not found.damage:
         with read_only(database) as connection:
             counts = _counts(connection)
             problems += _broken_rules(connection)

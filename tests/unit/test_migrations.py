@@ -119,7 +119,9 @@ def test_a_newer_schema_is_refused_with_instructions(file: Path, db: Database) -
     newer = Migrations("modelmora")
     newer(name="m9999_later")(lambda database: None)
     newer.apply(db)
-    with pytest.raises(StartupError, match=r"newer ModelMora.*m9999_later.*db downgrade --to m\d{4}_"):
+    with pytest.raises(
+        StartupError, match=r"newer ModelMora.*m9999_later.*db downgrade --to m\d{4}_"
+    ):
         open_db(file)
 
 
