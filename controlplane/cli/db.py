@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,12 @@ def file_command(function: Callable[..., Any]) -> Callable[..., Any]:
     @debug_option
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
+        import structlog
+
         from controlplane.settings import load_settings
+
+        # What the server would log of it is in the answer; stdout is for that alone.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
         data_dir, file = kwargs.pop("data_dir"), kwargs.pop("config_file")
         settings = load_settings(
