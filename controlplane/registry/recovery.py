@@ -55,7 +55,8 @@ def recover(store: ModelStore, repository: ModelRepository, downloads: Path) -> 
     ready = {(name, number) for name, number, status in keys if status is VersionStatus.READY}
     _sweep_repository(repository, ready)
     _sweep_downloads(downloads, {(name, str(number)) for name, number, _ in keys})
-    _write_record(record, repository, began)
+    if ready:  # else the next start has nothing to read, known or not
+        _write_record(record, repository, began)
 
 
 def _read_record(record: Path, repository: ModelRepository) -> int:
