@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 SUPPORTED := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 SOURCES := controlplane converters backends tests examples benchmarks
 
-.PHONY: help demo serve test lint format types imports bench clean
+.PHONY: help demo serve test lint format types imports bench protos clean
 
 help: ## list the tasks
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ imports: $(INSTALLED) ## check which module may import which
 
 bench: $(INSTALLED) ## measure; see docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+protos: $(INSTALLED) ## generate protos/modelmora/v1/*_pb2.py of the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. protos/modelmora/v1/*.proto
 
 clean: ## remove the environment, caches and the demo's data (not your models)
 	rm -rf $(VENV) .modelmora/demo build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache \

@@ -191,7 +191,7 @@ class Application:
         client: TritonClient,
         bus: EventBus,
     ) -> tuple[Scheduler, Monitor]:
-        await unload_strays(client, {version.triton_name for version in store.every_version()})
+        await unload_strays(client, store.triton_names())
         effects = TritonEffects(client, server, repository)
         scheduler = Scheduler(
             effects,
@@ -229,6 +229,8 @@ class Application:
         )
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
         self._exit.push_async_callback(_stop_http, http_server, serving)
+        # Before that: streams of events have no end of their own to wait for.
+        self._exit.callback(self.services.store.event_log.close)
         while not http_server.started:
             await asyncio.sleep(0.005)
             if serving.done():

@@ -211,6 +211,9 @@ class ModelMoraClient:
     health = _sync(operations.health)
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
+    events = _sync(operations.events)
+    follow_events = _sync(operations.follow_events)
+    backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
 
     def __init__(self, url: str | None = None) -> None:
@@ -268,6 +271,9 @@ class AsyncModelMoraClient:
     health = _async(operations.health)
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
+    events = _async(operations.events)
+    follow_events = _async(operations.follow_events)
+    backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
 
     def __init__(self, url: str | None = None) -> None:

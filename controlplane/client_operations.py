@@ -14,7 +14,10 @@ from urllib.parse import quote
 import msgspec
 
 from controlplane.client_types import (
+    Backup,
     DownloadAccepted,
+    Event,
+    EventPage,
     Health,
     InferResult,
     InstallFailed,
@@ -213,6 +216,76 @@ def ready() -> Steps[Readiness]:
 def models_health() -> Steps[ModelsHealth]:
     """The loaded models' last test inferences."""
     return _ask("GET", "/health/models", ModelsHealth)
+
+
+def events(
+    *,
+    event_type: str | None = None,
+    model_id: str | None = None,
+    aggregate_id: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    after: int | None = None,
+    page: int = 1,
+    page_size: int = 20,
+) -> Steps[EventPage]:
+    """A page of the event store, the latest first; with `after`, what followed, in order.
+
+    Args:
+        event_type: `model.loaded`, or the beginning of types: `model.*`.
+        since, until: ISO 8601 with a zone.
+        after: `sequence` of the last event that is known.
+    """
+    filters = _given(
+        event_type=event_type,
+        model_id=model_id,
+        aggregate_id=aggregate_id,
+        since=since,
+        until=until,
+        after=after,
+    )
+    params = filters | {"page": page, "page_size": page_size}
+    return _ask("GET", "/api/v1/events", EventPage, params=params)
+
+
+def follow_events(
+    on_event: Callable[[Event], None],
+    *,
+    event_type: str | None = None,
+    model_id: str | None = None,
+    since: str | None = None,
+    after: int | None = None,
+) -> Steps[None]:
+    """Call `on_event` for every event, twice a second those that are new; never returns.
+
+    It begins after the event `after`, at the time `since`, or with what comes. A server that is
+    restarted meanwhile is waited for; nothing is left out or told twice.
+    """
+    if after is None:
+        after = 0 if since is not None else (yield from _latest())
+    while True:
+        try:
+            found = yield from events(
+                event_type=event_type, model_id=model_id, since=since, after=after, page_size=100
+            )
+        except ServerUnreachable:
+            yield Pause(1.0)
+            continue
+        for event in found.data:
+            on_event(event)
+            after = event.sequence
+        if not found.data:
+            yield Pause(0.5)
+
+
+def _latest() -> Steps[int]:
+    page = yield from events(page_size=1)
+    return page.data[0].sequence if page.data else 0
+
+
+def backup(name: str | None = None) -> Steps[Backup]:
+    """Back up the database to the server's `backups/`; returns when the copy is checked."""
+    return _ask("POST", "/api/v1/db/backup", Backup, json=_given(name=name), timeout=None)
 
 
 def wait_until_ready(timeout: float = 60.0) -> Steps[Readiness]:

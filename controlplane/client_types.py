@@ -226,3 +226,34 @@ class ModelsHealth(msgspec.Struct, frozen=True, kw_only=True):
     healthy_count: int
     unhealthy_count: int
     models: list[ModelHealth] = []
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened. `sequence` is the cursor; `version` its payload's schema."""
+
+    sequence: int
+    event_id: str
+    event_type: str
+    payload: dict[str, Any]
+    timestamp: datetime
+    version: int = 1
+    aggregate_id: str | None = None
+    aggregate_type: str | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page has `pagination`; what was read by the cursor has `next_after`."""
+
+    data: list[Event]
+    pagination: Pagination | None = None
+    next_after: int | None = None
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished copy of the database; `path` is on the server's machine."""
+
+    path: str
+    bytes: int
+    models: int
+    events: int
+    schema: str

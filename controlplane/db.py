@@ -19,7 +19,14 @@ import structlog
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from controlplane.errors import InsufficientDisk, ServiceUnavailable, StartupError
+from controlplane.backups import before_migration, newer
+from controlplane.errors import (
+    InsufficientDisk,
+    NoDatabase,
+    ServiceUnavailable,
+    StartupError,
+    ValidationFailed,
+)
 from controlplane.migrations import STEPS
 
 if TYPE_CHECKING:
@@ -55,8 +62,9 @@ def open_db(path: Path | str) -> Database:
         db = Database(_connect(path))
         _configure(db, in_memory=str(path) == ":memory:")
         _refuse_newer_schema(db, path)
-        migrate_up(db)
         _check(db, path)
+        _back_up_before_migration(db, path)
+        migrate_up(db)
     except BaseException as error:
         if db is not None:
             db.close()
@@ -87,13 +95,15 @@ def _configure(db: Database, *, in_memory: bool) -> None:
 
 
 def _refuse_newer_schema(db: Database, path: Path | str) -> None:
-    unknown = [name for name in applied_steps(db) if name not in _DOWN]
-    if unknown:
-        raise StartupError(
-            f"The database {path} was written by a newer ModelMora (it has {', '.join(unknown)}). "
-            "Start that version, have it take these steps back with: modelmora migrate down, "
-            "or choose another MODELMORA_DATA_DIR."
-        )
+    applied = applied_steps(db)
+    if not set(applied) <= _DOWN.keys():
+        raise StartupError(newer(path, applied))
+
+
+def _back_up_before_migration(db: Database, path: Path | str) -> None:
+    pending = [step.name for step in _MIGRATIONS.pending(db)]
+    if applied_steps(db) and pending and str(path) != ":memory:":
+        before_migration(Path(path), pending[0])
 
 
 def _check(db: Database, path: Path | str) -> None:
@@ -143,6 +153,36 @@ def migrate_up(db: Database) -> list[str]:
         _MIGRATIONS.apply(db)
         log.info("database migrated", steps=missing)
     return missing
+
+
+def downgrade(path: Path, *, to: str) -> tuple[list[str], Path]:
+    """Take the newest steps of a database file back, after a backup; hold `server_stopped`.
+
+    Returns:
+        The steps that were taken back, newest first, and the backup.
+
+    Raises:
+        NoDatabase: there is no such file.
+        StartupError: it is damaged or of a newer schema, or no backup could be made.
+        ValidationFailed: `to` is no step that it has been through.
+    """
+    if not path.is_file():
+        raise NoDatabase(str(path))
+    db = Database(_connect(path))
+    try:
+        _configure(db, in_memory=False)
+        _refuse_newer_schema(db, path)
+        _check(db, path)
+        applied = applied_steps(db)
+        if to not in applied:
+            known = ", ".join(applied) or "none"
+            raise ValidationFailed.field("to", f"must be one of the steps it has: {known}")
+        kept = before_migration(path, f"downgrade-to-{to}")
+        return migrate_down(db, to=to), kept
+    except sqlite3.Error as error:
+        raise _startup_error(path, error) from error
+    finally:
+        db.close()
 
 
 def migrate_down(db: Database, *, to: str | None = None) -> list[str]:

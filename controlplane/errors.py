@@ -184,6 +184,21 @@ class ConcurrentModification(ModelMoraError):
         )
 
 
+class PreconditionFailed(ModelMoraError):
+    """The caller's If-Match names another state of the model than the present one."""
+
+    code = "PRECONDITION_FAILED"
+
+    def __init__(self, model_id: str, expected: str, current: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is no longer as it was when you read it. "
+            "Read it again and repeat the change.",
+            model_id=model_id,
+            if_match=expected[:200],
+            etag=current,
+        )
+
+
 class CurrentVersionProtected(ModelMoraError):
     code = "CURRENT_VERSION_PROTECTED"
 
@@ -378,6 +393,47 @@ class ServiceUnavailable(ModelMoraError):
 
     code = "SERVICE_UNAVAILABLE"
     retry_after = 2.0
+
+
+class NoDatabase(ModelMoraError):
+    """There is no database file where one was named."""
+
+    code = "NO_DATABASE"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"There is no database at {path}.", path=path)
+
+
+class DatabaseDamaged(ModelMoraError):
+    """A database file, or a backup, is not sound."""
+
+    code = "DATABASE_DAMAGED"
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"The database {path} is damaged or not ModelMora's: {what}. Use another backup; "
+            "modelmora db check FILE tells more.",
+            path=path,
+        )
+
+
+class DatabaseInUse(ModelMoraError):
+    """A server runs on the data directory, so its database cannot be replaced."""
+
+    code = "DATABASE_IN_USE"
+
+    def __init__(self, data_dir: str, what: str) -> None:
+        super().__init__(
+            f"ModelMora is running on the data directory {data_dir}: stop it, then {what}.",
+            data_dir=data_dir,
+        )
+
+
+class BackupExists(ModelMoraError):
+    code = "BACKUP_EXISTS"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"There is a file {path} already; choose another name.", path=path)
 
 
 class StartupError(ModelMoraError):

@@ -23,6 +23,11 @@ log = structlog.get_logger(__name__)
 CATALOG = "model_catalog"
 LIFECYCLE = "model_lifecycle_manager"
 INFERENCE = "inference_queue"
+# There is one of each, and neither has a row of its own to take an id from.
+_ONLY_ONES = {
+    LIFECYCLE: "00000000-0000-4000-8000-000000000002",
+    INFERENCE: "00000000-0000-4000-8000-000000000003",
+}
 
 
 def utc_now() -> datetime:
@@ -48,6 +53,11 @@ class DomainEvent(msgspec.Struct, frozen=True, kw_only=True):
     aggregate_id: str = ""
     event_id: str = msgspec.field(default_factory=lambda: str(uuid.uuid4()))
     timestamp: datetime = msgspec.field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        if not self.aggregate_id:
+            only_one = _ONLY_ONES.get(self.aggregate_type, "")
+            msgspec.structs.force_setattr(self, "aggregate_id", only_one)
 
     def payload(self) -> dict[str, Any]:
         """The fields beyond the envelope, nulls left out."""

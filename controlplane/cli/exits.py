@@ -10,7 +10,7 @@ from controlplane.client_types import (
     ModelMoraClientError,
     ServerUnreachable,
 )
-from controlplane.errors import ModelMoraError, SettingsError
+from controlplane.errors import BackupExists, DatabaseInUse, ModelMoraError, SettingsError
 
 OK = 0
 FAILED = 1
@@ -26,6 +26,7 @@ _BY_STATUS = {
     400: USAGE,
     404: NOT_FOUND,
     409: CONFLICT,
+    412: CONFLICT,
     413: USAGE,
     422: USAGE,
     429: UNAVAILABLE,
@@ -50,6 +51,8 @@ def exit_code(error: BaseException) -> int:
         return UNREACHABLE
     if isinstance(error, click.UsageError | SettingsError):
         return USAGE
+    if isinstance(error, DatabaseInUse | BackupExists):
+        return CONFLICT
     if isinstance(error, click.Abort | KeyboardInterrupt):
         return INTERRUPTED
     return FAILED

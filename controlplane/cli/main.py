@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, exits, infer, models, runtime, serve
+from controlplane.cli import base, config, db, events, exits, infer, models, runtime, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,8 @@ for _command in (
     infer.infer,
     runtime.health,
     models.uninstall,
+    events.events,
+    db.db,
     config.config,
 ):
     cli.add_command(_command)

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 
 
 async def remove_model(
-    store: ModelStore, installer: Installer, scheduler: Scheduler, name: str, *, force: bool
+    store: ModelStore,
+    installer: Installer,
+    scheduler: Scheduler,
+    name: str,
+    *,
+    force: bool,
+    expected_version: int | None = None,
 ) -> None:
     """Uninstall a model, unloading it first when `force` says so.
 
+    Args:
+        expected_version: the model's lock as the caller last saw it; None does not care.
+
     Raises:
         ModelNotFound: it is not registered.
+        ConcurrentModification: it is no longer at `expected_version`.
         ModelAlreadyLoaded: it is in memory and `force` is not set.
         InvalidStateTransition: it is just being loaded.
     """
@@ -30,7 +40,7 @@ async def remove_model(
         if not force:
             raise ModelAlreadyLoaded(model_id, "is loaded; unload it first, or use force")
         await scheduler.unload(model_id)
-    await installer.uninstall(model_id)
+    await installer.uninstall(model_id, expected_version=expected_version)
     # A request may have loaded it again between the two; from here on none finds it any more.
     with contextlib.suppress(ModelNotLoaded):
         await scheduler.unload(model_id)

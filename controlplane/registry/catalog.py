@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.errors import ModelNotFound, ModelNotReady, ValidationFailed, VersionNotFound
+from controlplane.errors import (
+    ConcurrentModification,
+    ModelNotFound,
+    ModelNotReady,
+    ValidationFailed,
+    VersionNotFound,
+)
 from controlplane.registry.model import (
     Model,
     ModelId,
@@ -18,7 +24,11 @@ from controlplane.registry.model import (
 from controlplane.registry.rows import query, read_models, version_from
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sqlite_utils import Database
+
+    from controlplane.registry.rows import Row
 
 MAX_PAGE_SIZE = 100
 _MAX_PAGE = 10**12  # far beyond any catalog, and page * page_size still fits SQLite's integers
@@ -70,17 +80,17 @@ def search(
         InvalidTaskType: for `task_type`.
     """
     _check_page(status, page, page_size)
-    where, params = _filters(task_type, status, search_text)
-    source = (
-        "FROM model AS m JOIN model_version AS v"
-        f" ON v.model_id = m.id AND v.version = m.current_version WHERE {where}"
-    )
-    total = query(db, f"SELECT count(*) AS n {source}", params)[0]["n"]
-    rows = query(
-        db,
-        f"SELECT m.* {source} ORDER BY m.model_id LIMIT ? OFFSET ?",
-        [*params, page_size, (page - 1) * page_size],
-    )
+    where, params = _filters(task_type, status)
+    offset = (page - 1) * page_size
+    if search_text:
+        total, rows = _search(db, where, params, search_text, offset, page_size)
+    else:
+        total = query(db, f"SELECT count(*) AS n FROM model WHERE {where}", params)[0]["n"]
+        rows = query(
+            db,
+            f"SELECT * FROM model WHERE {where} ORDER BY model_id LIMIT ? OFFSET ?",
+            [*params, page_size, offset],
+        )
     return Page(
         items=read_models(db, rows),
         page=page,
@@ -88,6 +98,29 @@ def search(
         total_items=total,
         total_pages=-(-total // page_size),
     )
+
+
+def _search(
+    db: Database, where: str, params: list[Any], text: str, offset: int, size: int
+) -> tuple[int, list[Row]]:
+    """How many names hold the text, and the rows of a page of them.
+
+    Every name has to be looked at, so this is done once, and on an index that holds only names.
+    """
+    found = db.execute(
+        f"SELECT model_id FROM model WHERE {where} AND instr(lower(model_id), ?) > 0"
+        " ORDER BY model_id",
+        [*params, _folded(text)],
+    ).fetchall()
+    names = [row[0] for row in found[offset : offset + size]]
+    marks = ", ".join("?" for _ in names)
+    rows = query(db, f"SELECT * FROM model WHERE model_id IN ({marks}) ORDER BY model_id", names)
+    return len(found), rows
+
+
+def _folded(text: str) -> str:
+    """Lower case as SQLite's lower() has it: of ASCII alone, and model ids are no more."""
+    return "".join(char.lower() if char.isascii() else char for char in text)
 
 
 def _check_page(status: str | None, page: int, page_size: int) -> None:
@@ -103,19 +136,14 @@ def _check_page(status: str | None, page: int, page_size: int) -> None:
         raise ValidationFailed(errors)
 
 
-def _filters(
-    task_type: str | None, status: str | None, search_text: str | None
-) -> tuple[str, list[Any]]:
+def _filters(task_type: str | None, status: str | None) -> tuple[str, list[Any]]:
     clauses, params = ["1"], []
     if task_type is not None:
-        clauses.append("m.task_type = ?")
+        clauses.append("task_type = ?")
         params.append(TaskType.parse(task_type).value)
     if status is not None:
-        clauses.append("v.status = ?")
+        clauses.append("current_status = ?")
         params.append(VersionStatus(status).value)
-    if search_text:
-        clauses.append("instr(lower(m.model_id), lower(?)) > 0")
-        params.append(search_text)
     return " AND ".join(clauses), params
 
 
@@ -133,14 +161,64 @@ def pick(model: Model, version: str | None) -> ModelVersion:
     return found
 
 
+def check_lock(model: Model, expected: int | None) -> None:
+    """The optimistic lock of domain §1.1, as the caller last saw it; None does not care.
+
+    Raises:
+        ConcurrentModification: the model has changed since.
+    """
+    if expected is not None and expected != model.version:
+        raise ConcurrentModification(f"Model {model.model_id!r}", expected)
+
+
+_VERSIONS = (
+    "SELECT v.*, m.model_id AS text_id FROM model_version AS v JOIN model AS m ON m.id = v.model_id"
+)
+
+
 def every_version(db: Database) -> tuple[ModelVersion, ...]:
     """All versions of all models."""
+    rows = query(db, f"{_VERSIONS} ORDER BY m.model_id, v.triton_version")
+    return tuple(version_from(row, row["text_id"]) for row in rows)
+
+
+def versions_with(db: Database, statuses: Collection[VersionStatus]) -> tuple[ModelVersion, ...]:
+    """All versions in one of these states, by model id."""
+    marks = ", ".join("?" for _ in statuses)
+    order = "ORDER BY m.model_id, v.triton_version"
     rows = query(
-        db,
-        "SELECT v.*, m.model_id AS text_id FROM model_version AS v"
-        " JOIN model AS m ON m.id = v.model_id ORDER BY m.model_id, v.triton_version",
+        db, f"{_VERSIONS} WHERE v.status IN ({marks}) {order}", [s.value for s in statuses]
     )
     return tuple(version_from(row, row["text_id"]) for row in rows)
+
+
+def version_by_id(db: Database, version_id: str) -> ModelVersion | None:
+    """The version of that row id; None when it is gone."""
+    rows = query(db, f"{_VERSIONS} WHERE v.id = ?", [version_id])
+    return version_from(rows[0], rows[0]["text_id"]) if rows else None
+
+
+def version_keys(db: Database) -> list[tuple[str, int, VersionStatus]]:
+    """Triton name, Triton number and status of all versions; one map for ten thousands of them."""
+    sql = (
+        "SELECT m.model_id, v.triton_version, v.status FROM model_version AS v"
+        " JOIN model AS m ON m.id = v.model_id"
+    )
+    statuses = {status.value: status for status in VersionStatus}
+    return [
+        (_triton_name(model_id), number, statuses[status])
+        for model_id, number, status in db.execute(sql)
+    ]
+
+
+def triton_names(db: Database) -> set[str]:
+    """What all registered models are called in Triton."""
+    return {_triton_name(row[0]) for row in db.execute("SELECT model_id FROM model")}
+
+
+def _triton_name(model_id: str) -> str:
+    """As `ModelId.triton_name`, of an id that was checked when it was registered."""
+    return model_id.replace("/", "--")
 
 
 def servable(model: Model, version: ModelVersion) -> Servable:

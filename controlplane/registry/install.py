@@ -23,7 +23,7 @@ from controlplane.errors import (
     VersionNotFound,
 )
 from controlplane.registry import recovery
-from controlplane.registry.catalog import pick
+from controlplane.registry.catalog import check_lock, pick
 from controlplane.registry.conversion import CONVERTER
 from controlplane.registry.disk import remove_tree
 from controlplane.registry.installation import Installation, Workshop
@@ -112,16 +112,19 @@ class Installer:
             await asyncio.wait([job.task for job in jobs])
         return self._store.get(model_id)
 
-    async def uninstall(self, model_id: str) -> None:
+    async def uninstall(self, model_id: str, *, expected_version: int | None = None) -> None:
         """Remove a model with everything that belongs to it; a running installation is stopped.
 
         Raises:
             InvalidModelId, ModelNotFound.
+            ConcurrentModification: the model is not, or no longer, at `expected_version`.
         """
-        name = self._store.get(model_id).model_id
+        model = self._store.get(model_id)
+        check_lock(model, expected_version)
+        name = model.model_id
         while jobs := self._jobs_of(name):
             await self._cancel(jobs)
-        self._store.delete(name)
+        self._store.delete(name, expected_version=expected_version)
         removal = asyncio.get_running_loop().create_task(self._remove_files(ModelId.parse(name)))
         self._removals[name] = removal
         removal.add_done_callback(lambda _: self._removals.pop(name, None))

@@ -122,10 +122,11 @@ class ModelRepository:
 
     def versions(self, triton_name: str) -> list[int]:
         """Numbers of the version folders, ascending."""
-        home = self.root / triton_name
-        if not home.is_dir():
+        try:
+            names = os.listdir(f"{self.root}/{triton_name}")  # noqa: PTH208 asked per model at start
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(path.name) for path in home.iterdir() if path.name.isdecimal())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def load_config(self, triton_name: str, triton_version: int) -> str:
         """The JSON for the `config` parameter of a load that serves only this version.
@@ -150,18 +151,33 @@ class ModelRepository:
             self._manifests[key] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         return self._manifests[key]
 
-    def sweep(self) -> None:
+    def changed_since(self, moment: int, triton_name: str, triton_version: int) -> bool:
+        """Whether a version's folder, or what describes it, was touched; `moment` in ns (Unix).
+
+        Raises:
+            OSError: it is not there, or not whole.
+        """
+        home = f"{self.root}/{triton_name}"
+        folder = f"{home}/{triton_version}"
+        places = (home, folder, f"{folder}/{MANIFEST}", f"{folder}/{CONFIG}")
+        return any(os.stat(place).st_mtime_ns >= moment for place in places)  # noqa: PTH116
+
+    def sweep(self, unchanged_since: int = 0) -> None:
         """Put right what a crash left: staged work, models without versions, stale configs.
 
         To be called at start, before anything else writes here. Folders that are not ours (whose
         name is no `org--repo`) are left alone.
+
+        Args:
+            unchanged_since: models that were not touched after this moment, in ns (Unix), were
+                looked at before: parsing thousands of configurations takes seconds.
         """
         if self._staging.is_dir():
             for leftover in self._staging.iterdir():
                 _log.info("removing unfinished work", path=str(leftover))
                 _delete(leftover)
         for home in self.root.glob("*--*"):
-            if home.is_dir():
+            if home.stat().st_mtime_ns >= unchanged_since and home.is_dir():
                 self._repair(home.name)
 
     def _repair(self, name: str) -> None:

@@ -86,8 +86,8 @@ def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
         display_name=row["display_name"],
         description=row["description"],
         source_url=row["source_url"],
-        config=json.loads(row["config"]),
-        custom_params=json.loads(row["custom_params"]),
+        config=msgspec.json.decode(row["config"]),
+        custom_params=msgspec.json.decode(row["custom_params"]),
     )
 
 
@@ -124,8 +124,8 @@ def version_from(row: Row, model_id: str) -> ModelVersion:
         resource_requirements=requirements
         and msgspec.json.decode(requirements, type=ResourceRequirements),
         requirements_declared=bool(row["requirements_declared"]),
-        artefact=json.loads(row["artefact"]) if row["artefact"] else None,
-        metadata=json.loads(row["metadata"]),
+        artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
+        metadata=msgspec.json.decode(row["metadata"]),
     )
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 
 from controlplane.errors import (
-    ConcurrentModification,
     CurrentVersionProtected,
     ModelAlreadyExists,
     VersionAlreadyExists,
@@ -28,7 +27,7 @@ from controlplane.events import (
     utc_now,
 )
 from controlplane.registry import catalog
-from controlplane.registry.catalog import Page, pick
+from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
     Model,
     ModelChange,
@@ -163,8 +162,7 @@ class ModelStore(VersionStore):
         check_change(change)
         with self._change() as events:
             model = self.get(model_id)
-            if expected_version is not None and expected_version != model.version:
-                raise ConcurrentModification(f"Model {model.model_id!r}", expected_version)
+            check_lock(model, expected_version)
             values = {
                 name: value
                 for name in change.__struct_fields__
@@ -185,7 +183,7 @@ class ModelStore(VersionStore):
             )
         return self.get(model_id)
 
-    def delete(self, model_id: str) -> Model:
+    def delete(self, model_id: str, *, expected_version: int | None = None) -> Model:
         """Remove a model with its versions; their names and numbers are retired.
 
         Returns:
@@ -193,9 +191,11 @@ class ModelStore(VersionStore):
 
         Raises:
             InvalidModelId, ModelNotFound.
+            ConcurrentModification: the model is no longer at `expected_version`.
         """
         with self._change() as events:
             model = self.get(model_id)
+            check_lock(model, expected_version)
             now = utc_now()
             for version in model.versions:
                 retire(self._db, version, now)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.db import append_event, transaction
 from controlplane.errors import ChecksumMismatch, ConcurrentModification, InvalidStateTransition
+from controlplane.event_log import EventLog
 from controlplane.events import (
     DomainEvent,
     EventBus,
@@ -33,7 +34,7 @@ from controlplane.registry.retired import check_reuse, next_triton_version
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from sqlite_utils import Database
 
@@ -47,6 +48,7 @@ class VersionStore:
     def __init__(self, db: Database, bus: EventBus) -> None:
         self._db = db
         self._bus = bus
+        self.event_log = EventLog(db, bus)
         self._servables: dict[tuple[str, str | None], Servable] = {}
 
     def version(self, model_id: str, version: str | None = None) -> ModelVersion:
@@ -60,6 +62,18 @@ class VersionStore:
     def every_version(self) -> tuple[ModelVersion, ...]:
         """All versions of all models, by model id."""
         return catalog.every_version(self._db)
+
+    def versions_with(self, statuses: Collection[VersionStatus]) -> tuple[ModelVersion, ...]:
+        """All versions in one of these states, by model id."""
+        return catalog.versions_with(self._db, statuses)
+
+    def version_keys(self) -> list[tuple[str, int, VersionStatus]]:
+        """Triton name, Triton number and status of all versions."""
+        return catalog.version_keys(self._db)
+
+    def triton_names(self) -> set[str]:
+        """What all registered models are called in Triton."""
+        return catalog.triton_names(self._db)
 
     def set_status(
         self,
@@ -172,7 +186,7 @@ class VersionStore:
     def record_memory(self, version_id: str, measured_mb: float) -> None:
         """Keep what a loaded version really takes (PSS, MB); a version that is gone is ignored."""
         with self._change() as events:
-            known = next((v for v in self.every_version() if v.id == version_id), None)
+            known = catalog.version_by_id(self._db, version_id)
             if known is None:
                 return
             self._write_version(known, measured_memory_mb=measured_mb)
@@ -191,7 +205,7 @@ class VersionStore:
             The model ids whose installation had been interrupted; those versions are now failed.
         """
         with self._change() as events:
-            stuck = [v for v in self.every_version() if v.status in INSTALLING]
+            stuck = catalog.versions_with(self._db, INSTALLING)
             for version in stuck:
                 events.append(self._move(version, VersionStatus.FAILED, error_message=INTERRUPTED))
         return [version.model_id for version in stuck]

@@ -79,6 +79,7 @@ def openapi_document(version: str) -> bytes:
             Tag("Models", "The catalog: what may be served."),
             Tag("Lifecycle", "What is in memory."),
             Tag("Inference", "Running models."),
+            Tag("Events", "What has happened, and what happens."),
             Tag("System", "The service itself."),
             Tag("Health", "For load balancers and people."),
         ],

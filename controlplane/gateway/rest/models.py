@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Response, delete, get, post, put
-from litestar.params import FromPath, JSONBody, QueryParameter
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
+from controlplane.gateway.rest.etags import etag, is_unchanged, require_match
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import (
     DownloadAccepted,
@@ -25,6 +26,15 @@ from controlplane.registry.model import Model, ModelId
 TAGS = ["Models"]
 _PATH = "/api/v1/models"
 _ONE = f"{_PATH}/{{org:str}}/{{repo:str}}"
+
+IfMatch = Annotated[
+    str | None,
+    HeaderParameter(name="If-Match", description="Refuse (412) unless the model has this ETag."),
+]
+IfNoneMatch = Annotated[
+    str | None,
+    HeaderParameter(name="If-None-Match", description="Answer 304 if the model has this ETag."),
+]
 
 
 @post(
@@ -88,10 +98,19 @@ async def list_models(
     responses=failures(400, 404),
 )
 async def get_model(
-    org: FromPath[str], repo: FromPath[str], services: GivenServices
-) -> ModelResponse:
+    org: FromPath[str],
+    repo: FromPath[str],
+    services: GivenServices,
+    if_none_match: IfNoneMatch = None,
+) -> Response[ModelResponse]:
     """One model, with the progress of its installation while that runs."""
-    return _render(services, services.store.get(model_name(org, repo)))
+    model = services.store.get(model_name(org, repo))
+    answer = _tagged(services, model)
+    # Progress is no part of the tag: while there is some, the model is never "unchanged".
+    progress = services.installer.progress(model.model_id)
+    if progress is None and is_unchanged(if_none_match, model):
+        return Response(None, status_code=304, headers=answer.headers)  # type: ignore[arg-type]
+    return answer
 
 
 @put(
@@ -99,22 +118,25 @@ async def get_model(
     operation_id="updateModel",
     summary="Change a model",
     tags=TAGS,
-    responses=failures(400, 404, 409, 413, 415),
+    responses=failures(400, 404, 409, 412, 413, 415),
 )
 async def update_model(
     org: FromPath[str],
     repo: FromPath[str],
     data: JSONBody[UpdateModelRequest],
     services: GivenServices,
-) -> ModelResponse:
+    if_match: IfMatch = None,
+) -> Response[ModelResponse]:
     """Change descriptive fields; fields left out stay as they are."""
-    number = data.version_number
+    name, number = model_name(org, repo), data.version_number
+    if if_match is not None:  # nothing is awaited between here and the change
+        require_match(if_match, services.store.get(name))
     model = services.store.update(
-        model_name(org, repo),
+        name,
         data.to_domain(),
         expected_version=number if isinstance(number, int) else None,
     )
-    return _render(services, model)
+    return _tagged(services, model)
 
 
 @delete(
@@ -123,21 +145,28 @@ async def update_model(
     operation_id="deleteModel",
     summary="Delete a model",
     tags=TAGS,
-    responses=failures(400, 404, 409),
+    responses=failures(400, 404, 409, 412),
 )
 async def delete_model(
     org: FromPath[str],
     repo: FromPath[str],
     services: GivenServices,
     force: Annotated[bool, QueryParameter(description="Unload it first if it is loaded.")] = False,
+    if_match: IfMatch = None,
 ) -> None:
     """Remove a model with its files; a running installation is cancelled."""
+    name, expected = model_name(org, repo), None
+    if if_match is not None:
+        model = services.store.get(name)
+        require_match(if_match, model)
+        expected = model.version
     await remove_model(
         services.store,
         services.installer,
         services.scheduler,
-        model_name(org, repo),
+        name,
         force=force,
+        expected_version=expected,
     )
 
 
@@ -218,6 +247,10 @@ def model_name(org: str, repo: str) -> str:
     model_id = str(ModelId.parse(f"{org}/{repo}"))
     name_model(model_id)
     return model_id
+
+
+def _tagged(services: Services, model: Model) -> Response[ModelResponse]:
+    return Response(_render(services, model), headers={"ETag": etag(model)})
 
 
 def _render(services: Services, model: Model) -> ModelResponse:

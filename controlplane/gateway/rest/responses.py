@@ -28,6 +28,12 @@ _EXAMPLES = {
         f"Model '{_MODEL}' is already loaded.",
         {"model_id": _MODEL},
     ),
+    412: (
+        "The model is not what If-Match names",
+        "PRECONDITION_FAILED",
+        f"Model '{_MODEL}' is no longer as it was when you read it.",
+        {"model_id": _MODEL},
+    ),
     413: (
         "The body is too large",
         "PAYLOAD_TOO_LARGE",
@@ -45,6 +51,12 @@ _EXAMPLES = {
         "INFERENCE_FAILED",
         f"Model '{_MODEL}' failed: Stub process is not healthy.",
         {"model_id": _MODEL},
+    ),
+    507: (
+        "The disk is full",
+        "INSUFFICIENT_DISK",
+        "Not enough disk space in .modelmora/backups: 12 MB needed, 3 MB free.",
+        {"path": ".modelmora/backups", "needed_mb": 12.0, "free_mb": 3.0},
     ),
     503: (
         "No room in memory, or Triton is away; see Retry-After",
