@@ -112,16 +112,19 @@ class Installer:
             await asyncio.wait([job.task for job in jobs])
         return self._store.get(model_id)
 
-    async def uninstall(self, model_id: str) -> None:
+    async def uninstall(self, model_id: str, *, force: bool = False) -> None:
         """Remove a model with everything that belongs to it; a running installation is stopped.
 
         Raises:
             InvalidModelId, ModelNotFound.
+            ModelLocked: an active lock holds it, and `force` is not set.
         """
         name = self._store.get(model_id).model_id
+        if not force:
+            self._store.check_unlocked(name)
         while jobs := self._jobs_of(name):
             await self._cancel(jobs)
-        self._store.delete(name)
+        self._store.delete(name, force=force)
         removal = asyncio.get_running_loop().create_task(self._remove_files(ModelId.parse(name)))
         self._removals[name] = removal
         removal.add_done_callback(lambda _: self._removals.pop(name, None))
