@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, exits, infer, models, runtime, serve
+from controlplane.cli import base, config, exits, infer, locks, models, runtime, serve, sync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,9 @@ for _command in (
     infer.infer,
     runtime.health,
     models.uninstall,
+    locks.lock,
+    sync.sync,
+    sync.verify,
     config.config,
 ):
     cli.add_command(_command)

@@ -90,12 +90,8 @@ class Locking:
             name=name,
             environment=environment,
             description=description,
-            locked_models=self.snapshot(models, upgrade),
+            locked_models=self._something(models, upgrade),
         )
-        if not document.locked_models:
-            raise InvalidLock(
-                {"locked_models": ["no model is installed: there is nothing to lock"]}
-            )
         return self.locks.create(document, created_by=created_by)
 
     def change(
@@ -119,7 +115,7 @@ class Locking:
         known = self.locks.get(name).document
         entries = known.locked_models
         if refresh or models is not None or upgrade:
-            entries = self.snapshot(models, upgrade)
+            entries = self._something(models, upgrade)
         document = msgspec.structs.replace(
             known,
             environment=known.environment if environment is None else environment,
@@ -146,6 +142,16 @@ class Locking:
             chosen = {model.model_id: model for model in map(self._store.get, models)}
         chosen |= upgraded
         return tuple(self._entry(chosen[name], latest=name in upgraded) for name in sorted(chosen))
+
+    def _something(
+        self, models: Sequence[str] | None, upgrade: Sequence[str]
+    ) -> tuple[LockedModelEntry, ...]:
+        entries = self.snapshot(models, upgrade)
+        if not entries:
+            raise InvalidLock(
+                {"locked_models": ["no model is installed: there is nothing to lock"]}
+            )
+        return entries
 
     def every_model(self) -> Iterator[Model]:
         """All models of the catalog, by model id."""
