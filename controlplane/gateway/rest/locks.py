@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from litestar import Response, delete, get, post, put
+from litestar import Request, Response, delete, get, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from controlplane.events import utc_now
@@ -24,7 +24,6 @@ from controlplane.gateway.rest.lock_schemas import (
     SyncLockRequest,
     UpdateLockRequest,
 )
-from controlplane.gateway.rest.requests import JsonRequest
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.registry import lock_file
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from controlplane.registry.sync import Activity
 
 TAGS = ["Locks"]
+AnyRequest = Request[Any, Any, Any]
 YAML = "application/yaml"
 _PATH = "/api/v1/locks"
 _ONE = f"{_PATH}/{{name:str}}"
@@ -226,7 +226,7 @@ async def lock_activity(activity_id: FromPath[str], services: GivenServices) -> 
     tags=TAGS,
     responses=failures(400, 413),
 )
-async def import_lock(request: JsonRequest, services: GivenServices) -> Response[LockResponse]:
+async def import_lock(request: AnyRequest, services: GivenServices) -> Response[LockResponse]:
     """Send the content of `modelmora.lock`. 200 when there was a lock of its name before."""
     lock, created = services.locking.take(await _document(request))
     return Response(LockResponse.of(lock), status_code=201 if created else 200)
@@ -241,7 +241,7 @@ async def import_lock(request: JsonRequest, services: GivenServices) -> Response
     responses=failures(400, 404, 409, 413),
 )
 async def compare_lock(
-    request: JsonRequest,
+    request: AnyRequest,
     services: GivenServices,
     models: _ModelQuery = None,
     upgrade: _UpgradeQuery = None,
@@ -261,7 +261,7 @@ async def compare_lock(
     tags=TAGS,
     responses=failures(400, 413),
 )
-async def verify_lock_file(request: JsonRequest, services: GivenServices) -> ActivityResponse:
+async def verify_lock_file(request: AnyRequest, services: GivenServices) -> ActivityResponse:
     """Send the content of `modelmora.lock`; it is not kept."""
     document = await _document(request)
     return _activity(services, services.lock_activities.verify(document))
@@ -315,7 +315,7 @@ ROUTES = [
 ]
 
 
-async def _document(request: JsonRequest) -> LockDocument:
+async def _document(request: AnyRequest) -> LockDocument:
     return lock_file.parse(await request.body())
 
 
