@@ -162,11 +162,12 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: `install` a version; `switch` to one that is installed; `extra` is not in the lock
-            and stays; `remove` it; `conflict`: cannot be done, `reason` says why.
+            and stays; `remove` it; `conflict`: cannot be done, `reason` says why. `repair` is
+            never planned: a sync finds out only by hashing that an installed version is damaged.
         version: as it is, or will be, called in the catalog.
     """
 
-    kind: Literal["install", "switch", "extra", "remove", "conflict"]
+    kind: Literal["install", "switch", "extra", "remove", "conflict", "repair"]
     model_id: str
     version: str
     reason: str

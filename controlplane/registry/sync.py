@@ -18,6 +18,8 @@ import structlog
 
 from controlplane.errors import LockDiffers, ModelMoraError, ModelNotFound
 from controlplane.events import utc_now
+from controlplane.registry.disk import remove_tree
+from controlplane.registry.lock import Action
 from controlplane.registry.locking import Locking, require_models
 from controlplane.registry.model import NewModel, VersionStatus
 from controlplane.registry.verification import Drift, Target, targets, verify
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from controlplane.registry.install import Installer
-    from controlplane.registry.lock import Action, LockDocument, LockedModelEntry
+    from controlplane.registry.lock import LockDocument, LockedModelEntry
+    from controlplane.registry.model import ModelVersion
     from controlplane.registry.store import ModelStore
 
 log = structlog.get_logger(__name__)
@@ -118,7 +121,7 @@ class LockActivities:
     def sync(
         self, document: LockDocument, *, frozen: bool = False, prune: bool = False
     ) -> Activity:
-        """Begin to make this machine equal the lock: install, switch, remove, then verify.
+        """Begin to make this machine equal the lock: install, switch, remove, verify, repair.
 
         Args:
             frozen: do not, if anything would have to be changed; only verify.
@@ -135,7 +138,7 @@ class LockActivities:
         if refused:
             raise LockDiffers(document.name, [str(action) for action in refused])
         activity = Activity("sync", document.name, steps=[Step(action) for action in actions])
-        return self._begin(activity, self._sync(activity, document))
+        return self._begin(activity, self._sync(activity, document, frozen=frozen))
 
     def verify(self, document: LockDocument) -> Activity:
         """Begin to hash everything that the lock names.
@@ -185,7 +188,7 @@ class LockActivities:
 
     async def _verify(self, activity: Activity, document: LockDocument) -> None:
         wanted, absent = self._targets(document)
-        activity.drift += absent
+        activity.drift, activity.error = absent, None
         activity.bytes_total = sum(file.size for target in wanted for file in target.files)
 
         def progress(done: int, name: str) -> None:
@@ -209,7 +212,18 @@ class LockActivities:
 
     # -- syncing -----------------------------------------------------------------------------
 
-    async def _sync(self, activity: Activity, document: LockDocument) -> None:
+    async def _sync(self, activity: Activity, document: LockDocument, *, frozen: bool) -> None:
+        await self._act(activity, document)
+        if failed := activity.failed_steps():
+            names = ", ".join(step.action.model_id for step in failed)
+            activity.error = f"{len(failed)} of {len(activity.steps)} steps failed: {names}."
+            return
+        await self._verify(activity, document)
+        if activity.drift and not frozen:
+            await self._repair(activity)
+            await self._verify(activity, document)
+
+    async def _act(self, activity: Activity, document: LockDocument) -> None:
         activity.message = "installing"
         installs = activity.steps_to("install")
         for step in installs:  # all at once: the installer knows how many it can do
@@ -225,17 +239,38 @@ class LockActivities:
         for step in activity.steps:
             if step.state == "waiting":
                 step.state = "left"
-        if failed := activity.failed_steps():
-            names = ", ".join(step.action.model_id for step in failed)
-            activity.error = f"{len(failed)} of {len(activity.steps)} steps failed: {names}."
-        else:
-            await self._verify(activity, document)
 
     def _request(self, step: Step, document: LockDocument) -> None:
         entry = document.entry(step.action.model_id)
         assert entry is not None, step.action  # actions to install are made of entries
         bring(self._store, entry, step.action.version)
         self._installer.request(entry.model_id, step.action.version)
+
+    async def _repair(self, activity: Activity) -> None:
+        """Install again what is damaged; sources that are intact are not downloaded again."""
+        activity.message = "repairing"
+        damaged = sorted({(d.model_id, d.version) for d in activity.drift if d.part != "model"})
+        bad_sources = {(d.model_id, d.version) for d in activity.drift if d.part == "source"}
+        for model_id, name in damaged:
+            reason = "some of its files are not as locked"
+            action = Action(kind="repair", model_id=model_id, version=name, reason=reason)
+            activity.steps.append(step := Step(action, state="running"))
+            version = self._store.version(model_id, name)
+            if (model_id, name) in bad_sources:
+                place = self._downloads / version.triton_name / str(version.triton_version)
+                await asyncio.to_thread(remove_tree, place)
+            self._attempt(step, partial(self._reinstall, version))
+            if step.state == "running":
+                await self._await_install(step)
+
+    def _reinstall(self, version: ModelVersion) -> None:
+        self._store.set_status(
+            version.model_id,
+            version.version,
+            VersionStatus.FAILED,
+            "Some of its files are not as locked; it is being installed again.",
+        )
+        self._installer.request(version.model_id, version.version)
 
     async def _await_install(self, step: Step) -> None:
         model_id, name = step.action.model_id, step.action.version

@@ -172,12 +172,15 @@ def test_verify_names_every_file_that_is_not_as_locked(machines: tuple[Service, 
             ("artefact", "tokenizer.json", "missing"),
         ]
         assert "config.json is changed: expected sha256:" in two("verify", code=1)
-        assert two.json("sync", code=1)["state"] == "failed"
+        assert two.json("sync", "--frozen", code=1)["state"] == "failed"
+        done = two.json("sync")
+        assert [(s["action"], s["state"]) for s in done["steps"]] == [("repair", "done")]
+        assert {path: path.read_bytes() for path in kept} == kept
     finally:
-        (source.parent / "stray").unlink()
         for path, content in kept.items():
             path.write_bytes(content)
     assert two.json("verify", "--name", "default")["state"] == "succeeded"
+    assert len(vectors(second)) == len(TEXTS)
 
 
 def test_a_locked_model_is_kept_unless_forced(machines: tuple[Service, Service]) -> None:

@@ -207,7 +207,7 @@ class ComparisonResponse(msgspec.Struct, kw_only=True):
 class SyncStep(msgspec.Struct, kw_only=True):
     """One action of a sync; `state` is left for a model that is not in the lock and stays."""
 
-    action: Literal["install", "switch", "extra", "remove", "conflict"]
+    action: Literal["install", "switch", "extra", "remove", "conflict", "repair"]
     model_id: str
     version: str
     reason: str
