@@ -26,12 +26,16 @@ from controlplane.inference.infer import InferenceService
 from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.monitor import Monitor
 from controlplane.lifecycle.reconcile import unload_strays
+from controlplane.lifecycle.removal import remove_model
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry.install import Installer
+from controlplane.registry.lock_store import LockStore
+from controlplane.registry.locking import Locking
 from controlplane.registry.repository import ModelRepository
 from controlplane.registry.store import ModelStore
+from controlplane.registry.sync import LockActivities
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
@@ -103,6 +107,8 @@ class Application:
         self._exit.push_async_callback(installer.close)
         scheduler, monitor = await self._start_lifecycle(store, repository, server, client, bus)
         metrics = Metrics(bus, scheduler)
+        locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
+        activities = self._lock_activities(locking, store, installer, scheduler)
         self.services = Services(
             settings=settings,
             store=store,
@@ -119,6 +125,8 @@ class Application:
             server=server,
             client=client,
             bus=bus,
+            locking=locking,
+            lock_activities=activities,
             render_metrics=metrics.render,
             started_at=self.started_at,
             version=package_version(),
@@ -209,6 +217,27 @@ class Application:
         self._exit.push_async_callback(scheduler.close)
         self._exit.push_async_callback(monitor.stop)
         return scheduler, monitor
+
+    def _lock_activities(
+        self, locking: Locking, store: ModelStore, installer: Installer, scheduler: Scheduler
+    ) -> LockActivities:
+        async def remove(model_id: str) -> None:
+            await remove_model(store, installer, scheduler, model_id, force=True)
+
+        async def switch(model_id: str, version: str) -> None:
+            store.set_current(model_id, version)
+
+        activities = LockActivities(
+            locking,
+            store,
+            installer,
+            downloads=self.settings.data_dir.absolute() / "downloads",
+            repository=self.settings.model_repository.absolute(),
+            remove=remove,
+            switch=switch,
+        )
+        self._exit.push_async_callback(activities.close)
+        return activities
 
     async def _start_gateway(self, http_socket: socket.socket) -> None:
         grpc_gateway = GrpcGateway(self.services, self.settings.host, self.settings.grpc_port)

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import httpx
 import msgspec
 
+from controlplane import client_lock_operations as lock_operations
 from controlplane import client_operations as operations
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_types import (
@@ -73,6 +74,8 @@ def _read(call: Call[T], response: httpx.Response) -> T:
         raise _api_error(response)
     if call.result is type(None):
         return None
+    if call.result is bytes:
+        return cast("T", response.content)
     try:
         return msgspec.json.decode(response.content, type=call.result)
     except msgspec.DecodeError as error:
@@ -140,9 +143,10 @@ def _client_options(url: str) -> dict[str, Any]:
 def _request(call: Call[Any]) -> dict[str, Any]:
     timeout = httpx.Timeout(call.timeout, connect=5.0)
     request = {"method": call.method, "url": call.path, "params": call.params, "timeout": timeout}
-    if call.json is not None:
-        request["content"] = msgspec.json.encode(call.json)
-        request["headers"] = {"Content-Type": "application/json"}
+    content = call.content if call.json is None else msgspec.json.encode(call.json)
+    if content is not None:
+        request["content"] = content
+        request["headers"] = {"Content-Type": call.content_type}
     return request
 
 
@@ -215,6 +219,19 @@ class ModelMoraClient:
     follow_events = _sync(operations.follow_events)
     backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
+    create_lock = _sync(lock_operations.create_lock)
+    update_lock = _sync(lock_operations.update_lock)
+    locks = _sync(lock_operations.locks)
+    get_lock = _sync(lock_operations.get_lock)
+    delete_lock = _sync(lock_operations.delete_lock)
+    lock_revisions = _sync(lock_operations.lock_revisions)
+    rollback_lock = _sync(lock_operations.rollback_lock)
+    export_lock = _sync(lock_operations.export_lock)
+    import_lock = _sync(lock_operations.import_lock)
+    compare_lock = _sync(lock_operations.compare_lock)
+    sync_lock = _sync(lock_operations.sync_lock)
+    verify_lock = _sync(lock_operations.verify_lock)
+    verify_lock_file = _sync(lock_operations.verify_lock_file)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -275,6 +292,19 @@ class AsyncModelMoraClient:
     follow_events = _async(operations.follow_events)
     backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
+    create_lock = _async(lock_operations.create_lock)
+    update_lock = _async(lock_operations.update_lock)
+    locks = _async(lock_operations.locks)
+    get_lock = _async(lock_operations.get_lock)
+    delete_lock = _async(lock_operations.delete_lock)
+    lock_revisions = _async(lock_operations.lock_revisions)
+    rollback_lock = _async(lock_operations.rollback_lock)
+    export_lock = _async(lock_operations.export_lock)
+    import_lock = _async(lock_operations.import_lock)
+    compare_lock = _async(lock_operations.compare_lock)
+    sync_lock = _async(lock_operations.sync_lock)
+    verify_lock = _async(lock_operations.verify_lock)
+    verify_lock_file = _async(lock_operations.verify_lock_file)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -45,7 +45,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """One request.
 
     Attributes:
-        result: what the body is decoded to; None when there is none.
+        result: what the body is decoded to; None when there is none, bytes as it is.
+        content: a body that is not JSON, of `content_type`.
         also: statuses beyond 2xx whose body is an answer, not an error.
         timeout: seconds to wait for the answer; None waits as long as the server works, which
             has deadlines of its own.
@@ -55,6 +56,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     path: str
     result: type[T]
     json: Any = None
+    content: bytes | None = None
+    content_type: str = "application/json"
     params: dict[str, Any] = {}
     also: tuple[int, ...] = ()
     timeout: float | None = 30.0

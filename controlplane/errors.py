@@ -265,6 +265,55 @@ class InsufficientDisk(ModelMoraError):
         )
 
 
+# -- locks -------------------------------------------------------------------------------------
+
+
+class InvalidLock(ValidationFailed):
+    """A lock, or the file of one, breaks a rule; each message says where and what to do."""
+
+    code = "INVALID_LOCK"
+
+
+class LockNotFound(ModelMoraError):
+    code = "LOCK_NOT_FOUND"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no lock {name!r}. See: modelmora lock list", name=name)
+
+
+class LockAlreadyExists(ModelMoraError):
+    code = "LOCK_ALREADY_EXISTS"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is a lock {name!r} already.", name=name)
+
+
+class ModelLocked(ModelMoraError):
+    """An active lock protects the model, or this version of it."""
+
+    code = "MODEL_LOCKED"
+
+    def __init__(self, what: str, locks: Sequence[str]) -> None:
+        names = ", ".join(locks)
+        super().__init__(
+            f"{what} is locked by {names}. Delete or deactivate that lock first, or use force.",
+            locks=list(locks),
+        )
+
+
+class LockDiffers(ModelMoraError):
+    """This machine is not what the lock says, and must not be changed."""
+
+    code = "LOCK_DIFFERS"
+
+    def __init__(self, name: str, differences: Sequence[str]) -> None:
+        super().__init__(
+            f"This machine differs from the lock {name!r}: {'; '.join(differences)}.",
+            name=name,
+            differences=list(differences),
+        )
+
+
 # -- lifecycle ---------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ _ONLY_ONES = {
     LIFECYCLE: "00000000-0000-4000-8000-000000000002",
     INFERENCE: "00000000-0000-4000-8000-000000000003",
 }
+LOCK = "model_lock"
 
 
 def utc_now() -> datetime:
@@ -207,6 +208,33 @@ class InferenceFinished(DomainEvent, frozen=True, kw_only=True):
     duration_seconds: float
     batch_size: int | None = None
     error_code: str | None = None
+
+
+class LockCreated(DomainEvent, frozen=True, kw_only=True):
+    event_type = "lock.created"
+    aggregate_type = LOCK
+    name: str
+    environment: str
+    models: int
+
+
+class LockUpdated(DomainEvent, frozen=True, kw_only=True):
+    """`lock_version` is the number of the revision; the lists hold model ids."""
+
+    event_type = "lock.updated"
+    aggregate_type = LOCK
+    name: str
+    lock_version: int
+    active: bool
+    added: list[str] = []
+    changed: list[str] = []
+    removed: list[str] = []
+
+
+class LockDeleted(DomainEvent, frozen=True, kw_only=True):
+    event_type = "lock.deleted"
+    aggregate_type = LOCK
+    name: str
 
 
 E = TypeVar("E", bound=DomainEvent)

@@ -26,6 +26,7 @@ from controlplane.observability.metrics import Metrics
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
+from tests.locks import lock_services
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -123,10 +124,11 @@ async def running_gateway(
     effects = PlainEffects(client)
     scheduler = Scheduler(effects, bus, budget_mb=10_000, max_models=10, load_timeout=30)
     chosen = Settings(**({"request_timeout": 20.0} | settings))
+    installer = IdleInstaller()
     services = Services(
         settings=chosen,
         store=store,
-        installer=IdleInstaller(),
+        installer=installer,
         scheduler=scheduler,
         inference=InferenceService(
             store, scheduler, client, bus, request_timeout=chosen.request_timeout
@@ -138,6 +140,7 @@ async def running_gateway(
         started_at=time.monotonic(),
         version="0.0.0",
         check_database=lambda: db.execute("SELECT 1").fetchone(),
+        **lock_services(store, db, bus, installer, chosen.data_dir),
     )
     grpc_gateway = GrpcGateway(services, "127.0.0.1", 0)
     grpc_port = await grpc_gateway.start()

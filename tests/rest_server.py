@@ -149,6 +149,12 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
 }
 
 
+def _body(content: bytes, content_type: str) -> Any:
+    if not content:
+        return None
+    return content.decode() if "yaml" in content_type else json.loads(content)
+
+
 class RestServer:
     """Gives the recorded answers; a test may set others. `requests` is what was asked."""
 
@@ -196,7 +202,7 @@ class RestServer:
                     self.command,
                     address.path,
                     dict(parse_qsl(address.query)),
-                    json.loads(content) if content else None,
+                    _body(content, self.headers.get("Content-Type") or ""),
                 )
                 status, body = outer._answer(request)
                 text = body if isinstance(body, bytes) else json.dumps(body).encode()

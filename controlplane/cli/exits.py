@@ -10,7 +10,13 @@ from controlplane.client_types import (
     ModelMoraClientError,
     ServerUnreachable,
 )
-from controlplane.errors import BackupExists, DatabaseInUse, ModelMoraError, SettingsError
+from controlplane.errors import (
+    BackupExists,
+    DatabaseInUse,
+    InvalidLock,
+    ModelMoraError,
+    SettingsError,
+)
 
 OK = 0
 FAILED = 1
@@ -38,6 +44,7 @@ _BY_CODE = {
     "ARTIFACT_NOT_ACCESSIBLE": FAILED,
     "UNSAFE_WEIGHTS": FAILED,
     "CHECKSUM_MISMATCH": FAILED,
+    "LOCK_DIFFERS": FAILED,
     "UNEXPECTED_RESPONSE": UNREACHABLE,
 }
 _MAX_LINE = 2000
@@ -49,7 +56,7 @@ def exit_code(error: BaseException) -> int:
         return _BY_CODE.get(error.code, _BY_STATUS.get(error.status, FAILED))
     if isinstance(error, ServerUnreachable):
         return UNREACHABLE
-    if isinstance(error, click.UsageError | SettingsError):
+    if isinstance(error, click.UsageError | SettingsError | InvalidLock):
         return USAGE
     if isinstance(error, DatabaseInUse | BackupExists):
         return CONFLICT

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, db, events, exits, infer, models, runtime, serve
+from controlplane.cli import (
+    base,
+    config,
+    db,
+    events,
+    exits,
+    infer,
+    locks,
+    models,
+    runtime,
+    serve,
+    sync,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +58,9 @@ for _command in (
     models.uninstall,
     events.events,
     db.db,
+    locks.lock,
+    sync.sync,
+    sync.verify,
     config.config,
 ):
     cli.add_command(_command)

@@ -193,7 +193,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
 
 @click.command()
 @click.argument("model_id")
-@click.option("--force", is_flag=True, help="Unload it first if it is loaded.")
+@click.option("--force", is_flag=True, help="Also if it is loaded or locked.")
 @client_command
 def uninstall(client: ModelMoraClient, out: Output, model_id: str, force: bool) -> None:
     """Remove a model from the catalog, with all its files.
@@ -207,6 +207,8 @@ def uninstall(client: ModelMoraClient, out: Output, model_id: str, force: bool) 
     except ModelMoraApiError as error:
         if error.code == "MODEL_ALREADY_LOADED":
             error.message = f"{model_id} is loaded; unload it first, or add --force."
+        if error.code == "MODEL_LOCKED":
+            error.message = error.message.replace("use force", "add --force")
         raise
     out.result(
         {"model_id": model_id, "uninstalled": True}, lambda _: [f"{model_id} is uninstalled."]

@@ -23,7 +23,7 @@ async def remove_model(
     force: bool,
     expected_version: int | None = None,
 ) -> None:
-    """Uninstall a model, unloading it first when `force` says so.
+    """Uninstall a model; `force` unloads it first, and does not mind locks.
 
     Args:
         expected_version: the model's lock as the caller last saw it; None does not care.
@@ -31,16 +31,19 @@ async def remove_model(
     Raises:
         ModelNotFound: it is not registered.
         ConcurrentModification: it is no longer at `expected_version`.
+        ModelLocked: an active lock holds it and `force` is not set.
         ModelAlreadyLoaded: it is in memory and `force` is not set.
         InvalidStateTransition: it is just being loaded.
     """
     model_id = store.get(name).model_id
+    if not force:
+        store.check_unlocked(model_id)
     shown = scheduler.view(model_id)
     if shown is not None and shown.state in HOLDING_MEMORY:
         if not force:
             raise ModelAlreadyLoaded(model_id, "is loaded; unload it first, or use force")
         await scheduler.unload(model_id)
-    await installer.uninstall(model_id, expected_version=expected_version)
+    await installer.uninstall(model_id, force=force, expected_version=expected_version)
     # A request may have loaded it again between the two; from here on none finds it any more.
     with contextlib.suppress(ModelNotLoaded):
         await scheduler.unload(model_id)

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlplane.migrations import m0001_registry, m0004_event_index, m0007_current_status
+from controlplane.migrations import (
+    m0001_registry,
+    m0002_locks,
+    m0004_event_index,
+    m0007_current_status,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 # In the order of application.
-STEPS: tuple[ModuleType, ...] = (m0001_registry, m0004_event_index, m0007_current_status)
+STEPS: tuple[ModuleType, ...] = (
+    m0001_registry,
+    m0002_locks,
+    m0004_event_index,
+    m0007_current_status,
+)

@@ -112,19 +112,24 @@ class Installer:
             await asyncio.wait([job.task for job in jobs])
         return self._store.get(model_id)
 
-    async def uninstall(self, model_id: str, *, expected_version: int | None = None) -> None:
+    async def uninstall(
+        self, model_id: str, *, force: bool = False, expected_version: int | None = None
+    ) -> None:
         """Remove a model with everything that belongs to it; a running installation is stopped.
 
         Raises:
             InvalidModelId, ModelNotFound.
             ConcurrentModification: the model is not, or no longer, at `expected_version`.
+            ModelLocked: an active lock holds it, and `force` is not set.
         """
         model = self._store.get(model_id)
         check_lock(model, expected_version)
         name = model.model_id
+        if not force:
+            self._store.check_unlocked(name)
         while jobs := self._jobs_of(name):
             await self._cancel(jobs)
-        self._store.delete(name, expected_version=expected_version)
+        self._store.delete(name, force=force, expected_version=expected_version)
         removal = asyncio.get_running_loop().create_task(self._remove_files(ModelId.parse(name)))
         self._removals[name] = removal
         removal.add_done_callback(lambda _: self._removals.pop(name, None))

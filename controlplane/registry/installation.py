@@ -173,6 +173,7 @@ class Installation:
             revision=source.revision,
             checksum=source.checksum,
             artifact_uri=source.artifact_uri,
+            files=source.files,
         )
         number = self.version.triton_version
         publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)

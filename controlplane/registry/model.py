@@ -329,7 +329,12 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewModel(msgspec.Struct, frozen=True, kw_only=True):
-    """What a registration says (domain §8.3, both forms united); checked by `check_new_model`."""
+    """What a registration says (domain §8.3, both forms united); checked by `check_new_model`.
+
+    Attributes:
+        revision, checksum, artifact_uri: when it is known before the download which bytes the
+            version stands for (a lock says so): that commit is fetched, and other bytes refused.
+    """
 
     model_id: str
     task_type: str
@@ -344,6 +349,9 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     framework_version: str | None = None
     metadata: dict[str, Any] = {}
     created_by: str | None = None
+    revision: str | None = None
+    checksum: str | None = None
+    artifact_uri: str | None = None
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -359,13 +367,15 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
     """Check every rule of a registration at once.
 
     Raises:
-        InvalidModelId, InvalidTaskType: for these two fields.
+        InvalidModelId, InvalidTaskType, InvalidChecksum: for these fields.
         ValidationFailed: for all others, naming each field.
     """
     model_id = ModelId.parse(new.model_id)
     task_type = TaskType.parse(new.task_type)
     if task_type not in SERVABLE_TASKS:
         raise InvalidTaskType(new.task_type, [task.value for task in SERVABLE_TASKS])
+    if new.checksum is not None:
+        check_checksum(new.checksum)
     errors: dict[str, list[str]] = {}
     errors |= _version_errors(new.version)
     errors |= _length_errors(display_name=(new.display_name, SHORT))

@@ -50,7 +50,15 @@ def retire(db: Database, version: ModelVersion, now: datetime) -> None:
     )
 
 
-def check_reuse(db: Database, version: ModelVersion, checksum: str) -> None:
+def retired_checksums(db: Database) -> dict[tuple[str, str], frozenset[str]]:
+    """What deleted versions stood for: checksums by model id and version string."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in query(db, "SELECT * FROM retired_version WHERE checksum IS NOT NULL"):
+        found.setdefault((row["model_id"], row["version"]), set()).add(row["checksum"])
+    return {key: frozenset(checksums) for key, checksums in found.items()}
+
+
+def check_reuse(db: Database, model_id: str, version: str, checksum: str) -> None:
     """A version string that was deleted may only come back with the bytes it stood for.
 
     Raises:
@@ -60,13 +68,13 @@ def check_reuse(db: Database, version: ModelVersion, checksum: str) -> None:
         db,
         "SELECT checksum FROM retired_version"
         " WHERE model_id = ? AND version = ? AND checksum IS NOT NULL",
-        [version.model_id, version.version],
+        [model_id, version],
     )
     for row in rows:
         if row["checksum"] != checksum:
             raise VersionAlreadyExists(
-                version.model_id,
-                version.version,
+                model_id,
+                version,
                 f"was deleted and stood for other files ({row['checksum']}); what it names now is "
                 f"{checksum}. A version's name is never given to other files: install a tag or a "
                 "commit instead",

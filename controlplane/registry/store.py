@@ -102,8 +102,10 @@ class ModelStore(VersionStore):
         """Add a model with its first version; nothing is downloaded.
 
         Raises:
-            InvalidModelId, InvalidTaskType, ValidationFailed: the registration breaks a rule.
+            InvalidModelId, InvalidTaskType, ValidationFailed, InvalidChecksum: the registration
+                breaks a rule.
             ModelAlreadyExists.
+            VersionAlreadyExists: the version's name was deleted and stood for other bytes.
         """
         model_id, task_type = check_new_model(new)
         with self._change() as events:
@@ -138,6 +140,9 @@ class ModelStore(VersionStore):
                 metadata=new.metadata,
                 created_by=new.created_by,
                 resource_requirements=new.resource_requirements,
+                revision=new.revision,
+                checksum=new.checksum,
+                artifact_uri=new.artifact_uri,
             )
             told: dict[str, Any] = {
                 "aggregate_id": catalog_id,
@@ -183,7 +188,9 @@ class ModelStore(VersionStore):
             )
         return self.get(model_id)
 
-    def delete(self, model_id: str, *, expected_version: int | None = None) -> Model:
+    def delete(
+        self, model_id: str, *, force: bool = False, expected_version: int | None = None
+    ) -> Model:
         """Remove a model with its versions; their names and numbers are retired.
 
         Returns:
@@ -192,10 +199,13 @@ class ModelStore(VersionStore):
         Raises:
             InvalidModelId, ModelNotFound.
             ConcurrentModification: the model is no longer at `expected_version`.
+            ModelLocked: an active lock holds it, and `force` is not set.
         """
         with self._change() as events:
             model = self.get(model_id)
             check_lock(model, expected_version)
+            if not force:
+                self.check_unlocked(model.model_id)
             now = utc_now()
             for version in model.versions:
                 retire(self._db, version, now)
@@ -211,10 +221,11 @@ class ModelStore(VersionStore):
 
         Args:
             fields: any of framework, framework_version, metadata, created_by,
-                resource_requirements.
+                resource_requirements, revision, checksum, artifact_uri.
 
         Raises:
-            InvalidModelId, ModelNotFound, ValidationFailed, VersionAlreadyExists.
+            InvalidModelId, ModelNotFound, ValidationFailed, InvalidChecksum.
+            VersionAlreadyExists: it is there, or was deleted and stood for other bytes.
         """
         with self._change() as events:
             model = self.get(model_id)
@@ -257,17 +268,20 @@ class ModelStore(VersionStore):
             )
         return self.get(model_id)
 
-    def remove_version(self, model_id: str, version: str) -> ModelVersion:
+    def remove_version(self, model_id: str, version: str, *, force: bool = False) -> ModelVersion:
         """Remove a version that is not the current one; its name and number are retired.
 
         Raises:
             InvalidModelId, ModelNotFound, VersionNotFound, CurrentVersionProtected.
+            ModelLocked: an active lock holds it, and `force` is not set.
         """
         with self._change() as events:
             model = self.get(model_id)
             gone = pick(model, version)
             if gone.version == model.current_version:
                 raise CurrentVersionProtected(model.model_id, gone.version)
+            if not force:
+                self.check_unlocked(model.model_id, gone)
             retire(self._db, gone, utc_now())
             self._db.execute("DELETE FROM model_version WHERE id = ?", [gone.id])
             self._write_model(model)

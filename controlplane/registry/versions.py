@@ -6,6 +6,8 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from controlplane.db import append_event, transaction
 from controlplane.errors import ChecksumMismatch, ConcurrentModification, InvalidStateTransition
 from controlplane.event_log import EventLog
@@ -20,6 +22,7 @@ from controlplane.events import (
 )
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog
+from controlplane.registry.files import SourceFile
 from controlplane.registry.model import (
     INSTALLING,
     STATUS_MOVES,
@@ -30,16 +33,17 @@ from controlplane.registry.model import (
     VersionStatus,
     check_checksum,
 )
-from controlplane.registry.retired import check_reuse, next_triton_version
+from controlplane.registry.protection import check_unlocked
+from controlplane.registry.retired import check_reuse, next_triton_version, retired_checksums
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from sqlite_utils import Database
 
 INTERRUPTED = "The installation was interrupted by a restart of the server; install again."
-_MB = 1024 * 1024
+_FILES = tuple[SourceFile, ...]
 
 
 class VersionStore:
@@ -111,16 +115,26 @@ class VersionStore:
         check_checksum(checksum)
         known = self.version(model_id, version)
         if known.checksum is None:
-            check_reuse(self._db, known, checksum)
+            check_reuse(self._db, known.model_id, known.version, checksum)
         elif known.checksum != checksum:
             what = f"The source of {known.model_id} version {known.version}"
             raise ChecksumMismatch(what, known.checksum, checksum)
         return known
 
     def pin(
-        self, model_id: str, version: str, *, revision: str | None, checksum: str, artifact_uri: str
+        self,
+        model_id: str,
+        version: str,
+        *,
+        revision: str | None,
+        checksum: str,
+        artifact_uri: str,
+        files: Sequence[SourceFile] = (),
     ) -> ModelVersion:
         """Fix which bytes the version stands for; the same values again change nothing.
+
+        Args:
+            files: the digests of its files, kept for locks; may come with a later call.
 
         Raises:
             InvalidModelId, ModelNotFound, VersionNotFound, InvalidChecksum.
@@ -129,7 +143,9 @@ class VersionStore:
         """
         with self._change() as events:
             known = self.check_pin(model_id, version, checksum)
-            if known.checksum is not None:
+            if files:
+                self._keep_files(known, files)
+            if known.checksum is not None and known.artifact_uri is not None:
                 return known
             self._write_version(
                 known, revision=revision, checksum=checksum, artifact_uri=artifact_uri
@@ -182,6 +198,24 @@ class VersionStore:
                 )
             )
         return self.version(known.model_id, known.version)
+
+    def source_files(self, version: ModelVersion) -> tuple[SourceFile, ...]:
+        """The files of a version's source by path; empty when nobody recorded them."""
+        sql = "SELECT source_files FROM model_version WHERE id = ?"
+        found = [row["source_files"] for row in query(self._db, sql, [version.id])]
+        return msgspec.json.decode(found[0], type=_FILES) if found and found[0] else ()
+
+    def retired_checksums(self) -> dict[tuple[str, str], frozenset[str]]:
+        """What deleted versions stood for, by model id and version string."""
+        return retired_checksums(self._db)
+
+    def check_unlocked(self, model_id: str, version: ModelVersion | None = None) -> None:
+        """Find out whether an active lock protects a model, or one version of it (domain C-46).
+
+        Raises:
+            ModelLocked: naming the locks.
+        """
+        check_unlocked(self._db, model_id, version)
 
     def record_memory(self, version_id: str, measured_mb: float) -> None:
         """Keep what a loaded version really takes (PSS, MB); a version that is gone is ignored."""
@@ -245,6 +279,13 @@ class VersionStore:
             what = f"Version {version.version!r} of model {version.model_id!r}"
             raise ConcurrentModification(what, version.version_number)
 
+    def _keep_files(self, version: ModelVersion, files: Sequence[SourceFile]) -> None:
+        # not under the optimistic lock: they follow from the checksum, which is
+        self._db.execute(
+            "UPDATE model_version SET source_files = ? WHERE id = ?",
+            [msgspec.json.encode(list(files)).decode(), version.id],
+        )
+
     def _write_model(self, model: Model, **values: Any) -> None:
         if not update(self._db, "model", model.id, model.version, utc_now(), values):
             raise ConcurrentModification(f"Model {model.model_id!r}", model.version)
@@ -259,6 +300,8 @@ class VersionStore:
 
     def _insert_version(self, row_id: str, model_id: str, version: str, **fields: Any) -> None:
         now = utc_now()
+        if fields.get("checksum"):
+            check_reuse(self._db, model_id, version, fields["checksum"])
         requirements = fields.pop("resource_requirements", None)
         insert(
             self._db,

@@ -26,6 +26,7 @@ from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from controlplane.triton.server import Endpoints
 from tests.gateway import make_ready
+from tests.locks import lock_services
 
 MODEL = "org/tiny"
 NEW = {"model_id": MODEL, "task_type": "txt2embed"}
@@ -59,8 +60,8 @@ class RecordingInstaller:
     def progress(self, model_id):
         return self.running.get(model_id)
 
-    async def uninstall(self, model_id, *, expected_version=None):
-        self.store.delete(model_id, expected_version=expected_version)
+    async def uninstall(self, model_id, *, force=False, expected_version=None):
+        self.store.delete(model_id, force=force, expected_version=expected_version)
 
 
 class EchoInference:
@@ -90,14 +91,15 @@ class StillServer:
 
 
 @pytest.fixture
-def services():
+def services(tmp_path):
     bus, db = EventBus(), open_db(":memory:")
     store = ModelStore(db, bus)
     scheduler = Scheduler(InstantEffects(), bus, budget_mb=500, max_models=3, load_timeout=10)
+    installer = RecordingInstaller(store)
     yield Services(
         settings=Settings(max_request_bytes=4096),
         store=store,
-        installer=RecordingInstaller(store),
+        installer=installer,
         scheduler=scheduler,
         inference=EchoInference(),
         server=StillServer(),
@@ -107,6 +109,7 @@ def services():
         started_at=time.monotonic(),
         version="1.2.3",
         check_database=lambda: db.execute("SELECT 1").fetchone(),
+        **lock_services(store, db, bus, installer, tmp_path),
     )
     db.close()
 
@@ -481,12 +484,13 @@ async def test_openapi_document(http):
     assert document["info"]["version"] == "1.2.3"
     operations = [o for item in document["paths"].values() for o in item.values()]
     ids = [o["operationId"] for o in operations]
-    assert len(ids) == len(set(ids)) >= 16
+    assert len(ids) == len(set(ids)) >= 31
     assert all(o["tags"] and o["summary"] and o["description"] for o in operations)
     names = {p["name"] for o in operations for p in o.get("parameters", ())}
     assert names >= {
         *("org", "repo", "force"),
         *("task_type", "status", "search_text", "page", "page_size"),
+        *("name", "environment", "version", "activity_id", "model", "upgrade", "prune"),
     }
     load = document["paths"]["/api/v1/models/{org}/{repo}/load"]["post"]
     assert load["requestBody"]["required"] is False

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
     from sqlite_utils import Database
 
-TABLES = {"model_catalog", "model", "model_version", "retired_version", "event_store"}
+REGISTRY = {"model_catalog", "model", "model_version", "retired_version", "event_store"}
+LOCKS = {"model_lock", "locked_model_entry", "model_lock_revision"}
+TABLES = REGISTRY | LOCKS
 
 
 @pytest.fixture

@@ -9,7 +9,16 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from controlplane.gateway.http import HttpGateway
-from controlplane.gateway.rest import database, docs, events, infer, lifecycle, models, system
+from controlplane.gateway.rest import (
+    database,
+    docs,
+    events,
+    infer,
+    lifecycle,
+    locks,
+    models,
+    system,
+)
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
 from controlplane.gateway.rest.requests import JsonRequest
 from controlplane.gateway.v2_http import V2Http
@@ -22,6 +31,7 @@ API_ROUTES = [
     *models.ROUTES,
     *lifecycle.ROUTES,
     *infer.ROUTES,
+    *locks.ROUTES,
     *events.ROUTES,
     *database.ROUTES,
     *system.ROUTES,

@@ -78,6 +78,7 @@ def openapi_document(version: str) -> bytes:
         tags=[
             Tag("Models", "The catalog: what may be served."),
             Tag("Lifecycle", "What is in memory."),
+            Tag("Locks", "Which bytes a machine is to serve, and making it so."),
             Tag("Inference", "Running models."),
             Tag("Events", "What has happened, and what happens."),
             Tag("System", "The service itself."),

@@ -151,7 +151,9 @@ async def delete_model(
     org: FromPath[str],
     repo: FromPath[str],
     services: GivenServices,
-    force: Annotated[bool, QueryParameter(description="Unload it first if it is loaded.")] = False,
+    force: Annotated[
+        bool, QueryParameter(description="Unload it first if it is loaded, and do not mind locks.")
+    ] = False,
     if_match: IfMatch = None,
 ) -> None:
     """Remove a model with its files; a running installation is cancelled."""

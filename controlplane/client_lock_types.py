@@ -1,0 +1,136 @@
+"""What the client's operations on locks return: the REST bodies as frozen structs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from controlplane.client_types import Progress
+
+
+class LockSummary(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    environment: str
+    active: bool
+    models: int
+    version_number: int
+    description: str | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class LockList(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[LockSummary]
+
+
+class LockedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of a lock, as in its file."""
+
+    model_id: str
+    version: str
+    checksum: str
+    artifact_uri: str
+    task_type: str
+    resource_requirements: dict[str, Any]
+    revision: str | None = None
+    source_url: str | None = None
+    files: list[dict[str, Any]] = []
+    converter: dict[str, Any] | None = None
+    artefact_checksum: str | None = None
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock; `version_number` grows with every change, and `rollback_lock` goes back to one."""
+
+    name: str
+    environment: str
+    active: bool
+    version_number: int
+    locked_models: list[LockedModel]
+    lock_version: str | None = None
+    generated_at: datetime | None = None
+    description: str | None = None
+    created_by: str | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+class LockRevision(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+    environment: str
+    locked_models: list[LockedModel]
+    created_at: datetime | None = None
+
+
+class LockRevisions(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    data: list[LockRevision]
+
+
+class LockDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """One way in which a lock is not the catalog; `field` is model when a whole entry is."""
+
+    model_id: str
+    field: str
+    message: str
+    locked: str | None = None
+    found: str | None = None
+
+
+class LockAction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sync would do: install, switch, extra (nothing), remove; conflict: it cannot."""
+
+    kind: str
+    model_id: str
+    version: str
+    reason: str
+
+
+class LockComparison(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    differences: list[LockDifference]
+    actions: list[LockAction]
+    warnings: list[str] = []
+
+
+class SyncStep(msgspec.Struct, frozen=True, kw_only=True):
+    """An action and its `state`: planned, waiting, running, done, failed or left."""
+
+    action: str
+    model_id: str
+    version: str
+    reason: str
+    state: str
+    error: str | None = None
+    progress: Progress | None = None
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as locked; `part` is source, artefact or model."""
+
+    model_id: str
+    version: str
+    part: str
+    problem: str
+    path: str | None = None
+    expected: str | None = None
+    found: str | None = None
+
+
+class LockActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync or verification; `state` is planned, running, succeeded or failed."""
+
+    kind: str
+    lock: str
+    state: str
+    id: str | None = None
+    steps: list[SyncStep] = []
+    drift: list[Drift] = []
+    message: str | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    error: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None

@@ -1,0 +1,297 @@
+"""The JSON bodies of the routes of locks. Absent values are left out, never null."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from controlplane.gateway.rest.schemas import Id, Json, ProgressBody, Request, present
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from controlplane.registry.files import Progress
+    from controlplane.registry.lock import LockDocument, ModelLock
+    from controlplane.registry.lock_store import Revision
+    from controlplane.registry.locking import Comparison
+    from controlplane.registry.sync import Activity, Step
+
+Models = Annotated[
+    list[Id] | None, Meta(description="Models to lock; left out: all that are ready.")
+]
+Upgrade = Annotated[
+    tuple[Id, ...],
+    Meta(description="Models of which the newest installed version is locked."),
+]
+
+
+class CreateLockRequest(Request):
+    name: Annotated[str, Meta(description="Name of the lock.", examples=["default"])]
+    environment: Annotated[str, Meta(examples=["production"])] = "production"
+    description: str | None = None
+    models: Models = None
+    upgrade: Upgrade = ()
+    created_by: str | None = None
+
+
+class UpdateLockRequest(Request):
+    """Fields left out stay as they are; null clears the description."""
+
+    refresh: Annotated[bool, Meta(description="Take the entries anew from the catalog.")] = False
+    models: Models = None
+    upgrade: Upgrade = ()
+    environment: str | None = None
+    description: str | UnsetType | None = UNSET
+    active: Annotated[
+        bool | None, Meta(description="An active lock protects its models from deletion.")
+    ] = None
+    version_number: Annotated[
+        int | None,
+        Meta(description="Refuse the change (409) if the lock is no longer at this number."),
+    ] = None
+
+
+class SyncLockRequest(Request):
+    dry_run: Annotated[bool, Meta(description="Only answer what would be done.")] = False
+    frozen: Annotated[bool, Meta(description="Refuse (409) to change anything.")] = False
+    prune: Annotated[bool, Meta(description="Remove models that are not in the lock.")] = False
+
+
+class RollbackRequest(Request):
+    version: Annotated[int, Meta(description="The version of the lock to go back to.")]
+    version_number: int | None = None
+
+
+class LockApiRequest(Request):
+    """POST /api/v1/models/lock: nothing has to be sent."""
+
+    models: Models = None
+
+
+class LockApiEntry(msgspec.Struct, kw_only=True):
+    model_id: str
+    version: str
+    source_url: str
+    checksum: str
+    task_type: str
+
+
+class LockApiFile(msgspec.Struct, kw_only=True):
+    """A lock in the short form of domain §8.3; the file `modelmora.lock` says more."""
+
+    version: str
+    generated_at: datetime
+    models: list[LockApiEntry]
+
+
+class LockSummary(msgspec.Struct, kw_only=True):
+    name: str
+    environment: str
+    active: bool
+    models: int
+    version_number: int
+    created_at: datetime
+    updated_at: datetime
+    description: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, lock: ModelLock) -> LockSummary:
+        document = lock.document
+        return cls(
+            name=lock.name,
+            environment=document.environment,
+            active=lock.active,
+            models=len(document.locked_models),
+            version_number=lock.version,
+            created_at=lock.created_at,
+            updated_at=lock.updated_at,
+            description=present(document.description),
+        )
+
+
+class LockList(msgspec.Struct, kw_only=True):
+    data: list[LockSummary]
+
+
+class LockResponse(msgspec.Struct, kw_only=True):
+    """A lock; `locked_models` as in its file."""
+
+    id: str
+    name: str
+    environment: str
+    active: bool
+    lock_version: str
+    generated_at: datetime
+    locked_models: list[Json]
+    version_number: int
+    created_at: datetime
+    updated_at: datetime
+    description: str | UnsetType = UNSET
+    created_by: str | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, lock: ModelLock) -> LockResponse:
+        document = lock.document
+        return cls(
+            id=lock.id,
+            name=lock.name,
+            environment=document.environment,
+            active=lock.active,
+            lock_version=document.lock_version,
+            generated_at=document.generated_at,
+            locked_models=_entries(document),
+            version_number=lock.version,
+            created_at=lock.created_at,
+            updated_at=lock.updated_at,
+            description=present(document.description),
+            created_by=present(lock.created_by),
+        )
+
+
+class LockRevision(msgspec.Struct, kw_only=True):
+    version: int
+    created_at: datetime
+    environment: str
+    locked_models: list[Json]
+
+
+class LockRevisions(msgspec.Struct, kw_only=True):
+    """What a lock said at each of its versions, oldest first."""
+
+    name: str
+    data: list[LockRevision]
+
+    @classmethod
+    def of(cls, name: str, revisions: Iterable[Revision]) -> LockRevisions:
+        return cls(
+            name=name,
+            data=[
+                LockRevision(
+                    version=revision.version,
+                    created_at=revision.created_at,
+                    environment=revision.document.environment,
+                    locked_models=_entries(revision.document),
+                )
+                for revision in revisions
+            ],
+        )
+
+
+class ComparisonResponse(msgspec.Struct, kw_only=True):
+    """A lock beside the catalog; `differences` is empty when the lock is up to date.
+
+    Attributes:
+        actions: what a sync would do.
+    """
+
+    name: str
+    differences: list[Json]
+    actions: list[Json]
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, name: str, found: Comparison) -> ComparisonResponse:
+        return cls(
+            name=name,
+            differences=[
+                without_nulls(item) | {"message": str(item)} for item in found.differences
+            ],
+            actions=[without_nulls(action) for action in found.actions],
+            warnings=list(found.warnings),
+        )
+
+
+class SyncStep(msgspec.Struct, kw_only=True):
+    """One action of a sync; `state` is left for a model that is not in the lock and stays."""
+
+    action: Literal["install", "switch", "extra", "remove", "conflict", "repair"]
+    model_id: str
+    version: str
+    reason: str
+    state: Literal["planned", "waiting", "running", "done", "failed", "left"]
+    error: str | UnsetType = UNSET
+    progress: ProgressBody | UnsetType = UNSET
+
+
+class ActivityResponse(msgspec.Struct, kw_only=True):
+    """A sync or verification; read it again until `state` is no longer running.
+
+    Attributes:
+        drift: what is not as locked: `part` is source, artefact or model.
+    """
+
+    kind: Literal["sync", "verify"]
+    lock: str
+    state: Literal["planned", "running", "succeeded", "failed"]
+    steps: list[SyncStep]
+    drift: list[Json]
+    id: str | UnsetType = UNSET
+    message: str | UnsetType = UNSET
+    bytes_done: int | UnsetType = UNSET
+    bytes_total: int | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    started_at: datetime | UnsetType = UNSET
+    finished_at: datetime | UnsetType = UNSET
+
+    @classmethod
+    def planned(cls, name: str, found: Comparison) -> ActivityResponse:
+        """A dry run."""
+        steps = [
+            SyncStep(
+                action=action.kind,
+                model_id=action.model_id,
+                version=action.version,
+                reason=action.reason,
+                state="planned",
+            )
+            for action in found.actions
+        ]
+        return cls(kind="sync", lock=name, state="planned", steps=steps, drift=[])
+
+    @classmethod
+    def of(cls, activity: Activity, progress: Callable[[str], Progress | None]) -> ActivityResponse:
+        return cls(
+            id=activity.id,
+            kind=activity.kind,
+            lock=activity.lock,
+            state=activity.state,
+            steps=[_step(step, progress) for step in activity.steps],
+            drift=[without_nulls(drift) for drift in activity.drift],
+            message=activity.message,
+            bytes_done=activity.bytes_done,
+            bytes_total=activity.bytes_total,
+            error=present(activity.error),
+            started_at=activity.started_at,
+            finished_at=present(activity.finished_at),
+        )
+
+
+def _step(step: Step, progress: Callable[[str], Progress | None]) -> SyncStep:
+    action = step.action
+    found = progress(action.model_id) if step.state == "running" else None
+    return SyncStep(
+        action=action.kind,
+        model_id=action.model_id,
+        version=action.version,
+        reason=action.reason,
+        state=step.state,
+        error=present(step.error),
+        progress=UNSET if found is None else ProgressBody.of(found),
+    )
+
+
+def _entries(document: LockDocument) -> list[Json]:
+    return [without_nulls(entry) for entry in document.locked_models]
+
+
+def without_nulls(value: msgspec.Struct) -> dict[str, Any]:
+    """A struct as a JSON object, without what has no value (domain §1.6)."""
+    found = {}
+    for name, field in ((name, getattr(value, name)) for name in value.__struct_fields__):
+        if field is not None:
+            nested = isinstance(field, msgspec.Struct)
+            found[name] = without_nulls(field) if nested else msgspec.to_builtins(field)
+    return found
