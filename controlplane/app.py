@@ -126,6 +126,7 @@ class Application:
             check_database=lambda: db.execute("SELECT 1").fetchone(),
         )
         await self._start_gateway(http_socket)
+        installer.resume()
         self._write_address()
         self._spawn_preload()
 
@@ -227,6 +228,8 @@ class Application:
         )
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
         self._exit.push_async_callback(_stop_http, http_server, serving)
+        # before the line above: who watches an operation would hold up the end for half a minute
+        self._exit.callback(self.services.installer.operations.stop_watching)
         while not http_server.started:
             await asyncio.sleep(0.005)
             if serving.done():
@@ -258,7 +261,7 @@ class Application:
         self._exit.push_async_callback(end)
 
     async def _preload(self) -> None:
-        for name in self.settings.preload:
+        for name in dict.fromkeys((*self.settings.preload, *self.services.store.preloaded())):
             deadline = asyncio.get_running_loop().time() + self.settings.load_timeout
             try:
                 servable = self.services.store.servable(name, None)

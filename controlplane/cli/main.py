@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, exits, infer, models, runtime, serve
+from controlplane.cli import (
+    base,
+    catalog,
+    config,
+    exits,
+    infer,
+    models,
+    operations,
+    runtime,
+    serve,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +54,8 @@ for _command in (
     infer.infer,
     runtime.health,
     models.uninstall,
+    operations.operations,
+    catalog.catalog,
     config.config,
 ):
     cli.add_command(_command)

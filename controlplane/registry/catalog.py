@@ -133,6 +133,15 @@ def pick(model: Model, version: str | None) -> ModelVersion:
     return found
 
 
+def preloaded(db: Database) -> tuple[str, ...]:
+    """Ids of the models whose `config` says `preload: true`."""
+    rows = query(
+        db,
+        "SELECT model_id FROM model WHERE json_extract(config, '$.preload') = 1 ORDER BY model_id",
+    )
+    return tuple(row["model_id"] for row in rows)
+
+
 def every_version(db: Database) -> tuple[ModelVersion, ...]:
     """All versions of all models."""
     rows = query(

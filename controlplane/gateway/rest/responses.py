@@ -46,6 +46,12 @@ _EXAMPLES = {
         f"Model '{_MODEL}' failed: Stub process is not healthy.",
         {"model_id": _MODEL},
     ),
+    502: (
+        "The hub does not answer",
+        "DOWNLOAD_FAILED",
+        f"{_MODEL} cannot be downloaded from https://huggingface.co now (HTTP 503).",
+        {},
+    ),
     503: (
         "No room in memory, or Triton is away; see Retry-After",
         "INSUFFICIENT_MEMORY",
