@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
     from sqlite_utils import Database
 
-TABLES = {"model_catalog", "model", "model_version", "retired_version", "event_store"}
+TABLES = {
+    *("model_catalog", "model", "model_version", "retired_version", "event_store"),
+    "operation",
+}
 
 
 @pytest.fixture
@@ -103,7 +106,7 @@ def test_a_step_down_that_fails_leaves_everything(db: Database) -> None:
     with pytest.raises(sqlite3.OperationalError):
         migrate_down(db)
     assert db["model"].count == 1
-    assert len(applied_steps(db)) == 1
+    assert applied_steps(db) == ["m0001_registry"]  # the later ones have no part in it
 
 
 def test_opening_again_keeps_the_data(file: Path) -> None:
