@@ -35,6 +35,7 @@ SMALL_FILES = (MODULES, CONFIG, CARD, "sentence_bert_config.json", "tokenizer_co
 LARGEST_SMALL_FILE = 4 * 1024 * 1024
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
+_NO_WEIGHTS = {"I64", "U64", "BOOL"}  # indices and masks, such as BERT's position_ids
 _ENGINE_BYTES = 4  # artefacts hold fp32
 
 _BY_PIPELINE = {
@@ -150,7 +151,8 @@ def _weights(counted: list[dict[str, int] | None], file: str) -> Facts:
     by_dtype: dict[str, int] = {}
     for counts in counted:
         for dtype, count in (counts or {}).items():
-            by_dtype[dtype] = by_dtype.get(dtype, 0) + count
+            if dtype not in _NO_WEIGHTS:
+                by_dtype[dtype] = by_dtype.get(dtype, 0) + count
     total = sum(by_dtype.values())
     if not total:
         return {}
