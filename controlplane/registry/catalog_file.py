@@ -170,7 +170,7 @@ def as_new_model(entry: CatalogEntry, *, task_type: str | None) -> NewModel:
     return NewModel(
         model_id=entry.model_id,
         task_type=task_type,
-        version=entry.version or "main",
+        version="main" if entry.version is None else entry.version,
         display_name=entry.display_name,
         description=entry.description,
         source_url=entry.source_url,

@@ -24,12 +24,13 @@ from controlplane.registry import metadata
 from controlplane.registry.curated import curated_facts
 from controlplane.registry.files import MODULES
 from controlplane.registry.local import directory_of
-from controlplane.registry.metadata import FACTS, LARGEST_SMALL_FILE, SMALL_FILES, Facts
+from controlplane.registry.metadata import CONFIG, FACTS, LARGEST_SMALL_FILE, SMALL_FILES, Facts
 from controlplane.registry.model import ModelId, check_new_model
 from controlplane.registry.patience import HubLimits
 from controlplane.registry.sources import peek
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from controlplane.registry.model import Model, NewModel
@@ -81,6 +82,15 @@ def _refuse_known(store: ModelStore, model_id: ModelId) -> None:
     raise ModelAlreadyExists(str(model_id))
 
 
+def _refuse_empty(where: str, names: Iterable[str]) -> None:
+    """What is no model at all is not for `--task` to put right."""
+    if not {CONFIG, MODULES} & set(names):
+        raise ArtifactNotAccessible(
+            f"{where} has no config.json, so it is not a transformers or sentence-transformers "
+            "model."
+        )
+
+
 def _described(new: NewModel, facts: Facts) -> NewModel:
     known = {FACTS: metadata.to_metadata(facts)} if facts else {}
     return msgspec.structs.replace(new, metadata={**new.metadata, **known})
@@ -104,6 +114,7 @@ async def _files_facts(
         folder = directory_of(new.source_url)
         if not folder.is_dir():
             raise ArtifactNotAccessible(f"{folder} is not a directory on the server's machine.")
+        _refuse_empty(str(folder), [path.name for path in folder.iterdir()])
         return await asyncio.to_thread(metadata.read_folder, folder)
     try:
         return await asyncio.to_thread(_hub_facts, model_id, new.version, limits)
@@ -116,6 +127,7 @@ async def _files_facts(
 def _hub_facts(model_id: ModelId, version: str, limits: HubLimits) -> Facts:
     look = partial(peek, model_id, version, largest=LARGEST_SMALL_FILE, limits=limits)
     files = look(SMALL_FILES)
+    _refuse_empty(str(model_id), files)
     more = metadata.module_configs(files.get(MODULES))
     if more:
         files |= look(more)

@@ -140,7 +140,7 @@ def test_failures(modelmora: Shell, tmp_path: Path) -> None:
     refused = modelmora("install", "tests/empty", "--source", str(tmp_path))
     assert refused.code == exits.FAILED
     assert "config.json" in refused.err.splitlines()[-1]
-    assert modelmora("uninstall", "tests/empty").code == 0
+    assert modelmora("uninstall", "tests/empty").code == exits.NOT_FOUND  # not even registered
     assert modelmora("info", "tests/empty").code == exits.NOT_FOUND
 
 
