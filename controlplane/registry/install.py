@@ -149,8 +149,16 @@ class Installer:
                 error = OperationError(INTERRUPTED, f"{message} Look at its log; install again.")
                 self.operations.finish(operation.id, OperationStatus.FAILED, error)
             else:
-                log.info("resuming installation", model_id=operation.model_id)
-                self.request(operation.model_id, operation.version)
+                self._resume(operation)
+
+    def _resume(self, operation: Operation) -> None:
+        log.info("resuming installation", model_id=operation.model_id, version=operation.version)
+        try:
+            self.request(operation.model_id, operation.version)
+        except ModelMoraError as error:  # a full disk, for one: it must not keep us from serving
+            log.warning("not resumed", model_id=operation.model_id, error=error.message)
+            message = f"It was interrupted and could not be resumed: {error.message}"
+            self._finish(operation.id, OperationStatus.FAILED, error.code, message)
 
     async def cancel(self, operation_id: str) -> Operation:
         """Stop an operation; the operation when it has stopped.
