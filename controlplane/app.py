@@ -134,6 +134,7 @@ class Application:
             check_database=lambda: db.execute("SELECT 1").fetchone(),
         )
         await self._start_gateway(http_socket)
+        installer.resume()
         self._write_address()
         self._spawn_preload()
 
@@ -260,6 +261,8 @@ class Application:
         self._exit.push_async_callback(_stop_http, http_server, serving)
         # Before that: streams of events have no end of their own to wait for.
         self._exit.callback(self.services.store.event_log.close)
+        # before the line above: who watches an operation would hold up the end for half a minute
+        self._exit.callback(self.services.installer.operations.stop_watching)
         while not http_server.started:
             await asyncio.sleep(0.005)
             if serving.done():
@@ -291,7 +294,7 @@ class Application:
         self._exit.push_async_callback(end)
 
     async def _preload(self) -> None:
-        for name in self.settings.preload:
+        for name in dict.fromkeys((*self.settings.preload, *self.services.store.preloaded())):
             deadline = asyncio.get_running_loop().time() + self.settings.load_timeout
             try:
                 servable = self.services.store.servable(name, None)

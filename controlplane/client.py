@@ -21,6 +21,7 @@ import msgspec
 from controlplane import client_lock_operations as lock_operations
 from controlplane import client_operations as operations
 from controlplane.client_operations import Call, Pause, Steps, vectors
+from controlplane.client_sse import Listen
 from controlplane.client_types import (
     InstallFailed,
     ModelMoraApiError,
@@ -150,6 +151,17 @@ def _request(call: Call[Any]) -> dict[str, Any]:
     return request
 
 
+def _stream(step: Listen) -> dict[str, Any]:
+    timeout = httpx.Timeout(step.timeout, connect=5.0)
+    headers = {"Accept": "text/event-stream"}
+    return {"method": "GET", "url": step.path, "headers": headers, "timeout": timeout}
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    kind = response.headers.get("Content-Type", "")
+    return response.is_success and kind.startswith("text/event-stream")
+
+
 def server_url(url: str | None = None) -> str:
     """`url`, else MODELMORA_URL, else http://127.0.0.1:8000; without a trailing slash."""
     return (url or os.environ.get("MODELMORA_URL") or DEFAULT_URL).rstrip("/")
@@ -202,6 +214,11 @@ class ModelMoraClient:
     install = _sync(operations.install)
     register = _sync(operations.register)
     download = _sync(operations.download)
+    list_operations = _sync(operations.list_operations)
+    get_operation = _sync(operations.get_operation)
+    follow_operation = _sync(operations.follow_operation)
+    cancel_operation = _sync(operations.cancel_operation)
+    sync_catalog = _sync(operations.sync_catalog)
     list = _sync(operations.list_models)
     get = _sync(operations.get)
     update = _sync(operations.update)
@@ -261,12 +278,23 @@ class ModelMoraClient:
             except ModelMoraClientError as failure:
                 error = failure
 
-    def _perform(self, step: Call[Any] | Pause) -> Any:
+    def _perform(self, step: Call[Any] | Pause | Listen) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
+        if isinstance(step, Listen):
+            return self._listen(step)
         with _unreachable(self.url):
             response = self._http.request(**_request(step))
         return _read(step, response)
+
+    def _listen(self, step: Listen) -> None:
+        with _unreachable(self.url), self._http.stream(**_stream(step)) as response:
+            if not _is_event_stream(response):
+                response.read()
+                raise _api_error(response)
+            for line in response.iter_lines():
+                if step.take(line):
+                    return
 
 
 class AsyncModelMoraClient:
@@ -275,6 +303,11 @@ class AsyncModelMoraClient:
     install = _async(operations.install)
     register = _async(operations.register)
     download = _async(operations.download)
+    list_operations = _async(operations.list_operations)
+    get_operation = _async(operations.get_operation)
+    follow_operation = _async(operations.follow_operation)
+    cancel_operation = _async(operations.cancel_operation)
+    sync_catalog = _async(operations.sync_catalog)
     list = _async(operations.list_models)
     get = _async(operations.get)
     update = _async(operations.update)
@@ -334,9 +367,21 @@ class AsyncModelMoraClient:
             except ModelMoraClientError as failure:
                 error = failure
 
-    async def _perform(self, step: Call[Any] | Pause) -> Any:
+    async def _perform(self, step: Call[Any] | Pause | Listen) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Listen):
+            return await self._listen(step)
         with _unreachable(self.url):
             response = await self._http.request(**_request(step))
         return _read(step, response)
+
+    async def _listen(self, step: Listen) -> None:
+        with _unreachable(self.url):
+            async with self._http.stream(**_stream(step)) as response:
+                if not _is_event_stream(response):
+                    await response.aread()
+                    raise _api_error(response)
+                async for line in response.aiter_lines():
+                    if step.take(line):
+                        return

@@ -13,9 +13,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from controlplane.client_sse import SILENCE_SECONDS, Follower, Listen
 from controlplane.client_types import (
     Backup,
-    DownloadAccepted,
+    CatalogSync,
     Event,
     EventPage,
     Health,
@@ -26,6 +27,8 @@ from controlplane.client_types import (
     ModelMoraApiError,
     ModelPage,
     ModelsHealth,
+    Operation,
+    OperationPage,
     Progress,
     Readiness,
     ServerUnreachable,
@@ -37,6 +40,7 @@ from controlplane.errors import InvalidModelId
 from controlplane.registry.model import ModelId
 
 _POLL_SECONDS = 0.25
+_OPERATIONS = "/api/v1/operations"
 
 T = TypeVar("T")
 
@@ -67,8 +71,9 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Steps = Generator["Call[Any] | Pause", Any, T]
+Steps = Generator["Call[Any] | Pause | Listen", Any, T]
 OnProgress = Callable[[Progress], None]
+OnOperation = Callable[[Operation], None]
 
 
 def _ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
@@ -93,11 +98,14 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 
 def register(
-    model_id: str, task_type: str = "txt2embed", *, version: str | None = None, **fields: Any
+    model_id: str, task_type: str | None = None, *, version: str | None = None, **fields: Any
 ) -> Steps[ModelInfo]:
-    """Add a model without downloading it; `fields` as in POST /api/v1/models."""
+    """Add a model without downloading it; `fields` as in POST /api/v1/models.
+
+    Without `task_type` the server reads it from the model's own small files.
+    """
     body = _given(model_id=model_id, task_type=task_type, version=version, **fields)
-    return _ask("POST", "/api/v1/models", ModelInfo, json=body)
+    return _ask("POST", "/api/v1/models", ModelInfo, json=body, timeout=None)
 
 
 def list_models(
@@ -130,10 +138,86 @@ def delete(model_id: str, *, force: bool = False) -> Steps[None]:
     return _ask("DELETE", _model_path(model_id), type(None), params=params, timeout=None)
 
 
-def download(model_id: str, version: str | None = None) -> Steps[DownloadAccepted]:
-    """Start the installation of a registered model; returns at once."""
+def download(model_id: str, version: str | None = None) -> Steps[Operation]:
+    """Start the installation of a registered model; returns at once, with its operation."""
     body = _given(version=version)
-    return _ask("POST", _model_path(model_id, "/download"), DownloadAccepted, json=body)
+    return _ask("POST", _model_path(model_id, "/download"), Operation, json=body)
+
+
+def list_operations(
+    *,
+    model_id: str | None = None,
+    status: str | None = None,
+    page: int = 1,
+    page_size: int = 20,
+) -> Steps[OperationPage]:
+    """One page of operations, newest first; `status` may be `active` for those not ended."""
+    params = _given(model_id=model_id, status=status) | {"page": page, "page_size": page_size}
+    return _ask("GET", _OPERATIONS, OperationPage, params=params)
+
+
+def get_operation(operation_id: str) -> Steps[Operation]:
+    """One operation as it stands now."""
+    return _ask("GET", _operation_path(operation_id), Operation)
+
+
+def cancel_operation(operation_id: str) -> Steps[Operation]:
+    """Stop an operation; returns when it has stopped."""
+    return _ask("DELETE", _operation_path(operation_id), Operation, timeout=None)
+
+
+def follow_operation(
+    operation_id: str, on_operation: OnOperation | None = None, timeout: float | None = None
+) -> Steps[Operation]:
+    """Wait until an operation has ended, well or not, and return it.
+
+    Args:
+        on_operation: called with each state of it, as the server tells of it; where events do not
+            come through (a proxy that collects them), about four times a second.
+        timeout: seconds to wait; None waits for ever.
+
+    Raises:
+        WaitTimeout: it goes on at the server.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    events = True
+    while True:
+        if events:
+            follower = Follower(on_operation, deadline)
+            seconds = SILENCE_SECONDS if timeout is None else min(SILENCE_SECONDS, timeout + 0.1)
+            path = _operation_path(operation_id, "/events")
+            try:
+                yield Listen(path=path, take=follower.take, timeout=seconds)
+            except (ServerUnreachable, ModelMoraApiError):
+                events = follower.last is not None
+            if follower.last is not None and follower.last.finished:
+                return follower.last
+        found = yield from get_operation(operation_id)
+        if on_operation is not None:
+            on_operation(found)
+        if found.finished:
+            return found
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeout(
+                f"{found.model_id} is still being installed ({found.phase or found.status}) "
+                f"after {timeout:g} s."
+            )
+        yield Pause(_POLL_SECONDS)
+
+
+def _operation_path(operation_id: str, more: str = "") -> str:
+    return f"{_OPERATIONS}/{quote(operation_id, safe='')}{more}"
+
+
+def sync_catalog(models: Sequence[dict[str, Any]], *, dry_run: bool = False) -> Steps[CatalogSync]:
+    """Register and install what a catalog file lists; returns when that has begun.
+
+    Args:
+        models: entries as in POST /api/v1/catalog/sync.
+        dry_run: change nothing, tell what would be done.
+    """
+    body = {"models": list(models), "dry_run": dry_run}
+    return _ask("POST", "/api/v1/catalog/sync", CatalogSync, json=body, timeout=None)
 
 
 def load(model_id: str, version: str | None = None) -> Steps[LoadedModel]:
@@ -320,29 +404,32 @@ def install(
 
     Args:
         version: branch, tag or commit; None takes the current version, `main` for a new model.
-        task_type: None takes txt2embed for a new model.
+        task_type: None has the server read it from the model's files.
         source_url: `file:///…` as the server sees it; None takes the hub.
-        on_progress: called about four times a second.
+        on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
 
     Raises:
         InstallFailed: with the server's reason.
         WaitTimeout: the installation goes on at the server.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    began = time.monotonic()
     yield from _registered(model_id, version, task_type, source_url)
-    yield from download(model_id, version)
-    while True:
-        model = yield from get(model_id)
-        if on_progress is not None:
-            on_progress(model.progress or Progress(phase=model.status))
-        if model.status == "ready":
-            return model
-        if model.status == "failed":
-            raise InstallFailed(model)
-        if deadline is not None and time.monotonic() >= deadline:
-            raise WaitTimeout(f"{model_id} is still {model.status} after {timeout:g} s.")
-        yield Pause(_POLL_SECONDS)
+    operation = yield from download(model_id, version)
+
+    def tell(state: Operation) -> None:
+        if on_progress is not None and not state.finished:
+            on_progress(state.progress)
+
+    if not operation.finished:
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        operation = yield from follow_operation(operation.id, tell, left)
+    model = yield from get(model_id)
+    if operation.status != "succeeded":
+        raise InstallFailed(model, operation.error.message if operation.error else None)
+    if on_progress is not None:
+        on_progress(Progress(phase="ready"))
+    return model
 
 
 def _registered(
@@ -354,9 +441,7 @@ def _registered(
     except ModelMoraApiError as error:
         if error.code != "MODEL_NOT_FOUND":
             raise
-        yield from register(
-            model_id, task_type or "txt2embed", version=version, source_url=source_url
-        )
+        yield from register(model_id, task_type, version=version, source_url=source_url)
         return
     if version is not None and version not in model.versions:
         raise ModelMoraApiError(

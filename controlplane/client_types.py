@@ -56,8 +56,8 @@ class ServerUnreachable(ModelMoraClientError):
 class InstallFailed(ModelMoraClientError):
     """The download or the conversion failed; the message is the server's reason."""
 
-    def __init__(self, model: ModelInfo) -> None:
-        reason = model.error or "no reason was recorded"
+    def __init__(self, model: ModelInfo, reason: str | None = None) -> None:
+        reason = reason or model.error or "no reason was recorded"
         super().__init__(f"{model.model_id} could not be installed: {reason}")
         self.model = model
 
@@ -70,7 +70,7 @@ class WaitTimeout(ModelMoraClientError):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an installation is. `fraction` is 0 to 1, None while unknown."""
+    """How far an installation is. `fraction` is 0 to 1, `rate` bytes/s; None while unknown."""
 
     phase: str
     step: str = ""
@@ -78,6 +78,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     bytes_done: int | None = None
     bytes_total: int | None = None
+    rate: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     artefact_bytes: int | None = None
     artefact: dict[str, Any] | None = None
     progress: Progress | None = None
+    facts: dict[str, dict[str, Any]] | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
     version_number: int | None = None
@@ -127,11 +129,79 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     pagination: Pagination
 
 
-class DownloadAccepted(msgspec.Struct, frozen=True, kw_only=True):
+class OperationError(msgspec.Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Work in the background: pending, running, succeeded, failed or cancelled."""
+
+    id: str
     model_id: str
+    version: str
     status: str
-    version: str | None = None
+    kind: str = "install"
     message: str = ""
+    attempts: int = 1
+    phase: str | None = None
+    step: str | None = None
+    fraction: float | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    rate: float | None = None
+    error: OperationError | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    links: dict[str, str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in ("succeeded", "failed", "cancelled")
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is; an operation that has not begun is `pending`."""
+        return Progress(
+            phase=self.phase or self.status,
+            step=self.step or "",
+            message=self.message,
+            fraction=self.fraction,
+            bytes_done=self.bytes_done,
+            bytes_total=self.bytes_total,
+            rate=self.rate,
+        )
+
+
+class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
+    data: list[Operation]
+    pagination: Pagination
+
+
+class CatalogResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done, or was, for one entry of a catalog file.
+
+    `actions` are register, add_version, update, install and use; none when nothing is to be done.
+    `status` is planned, unchanged, installing, done or failed.
+    """
+
+    model_id: str
+    version: str
+    actions: list[str]
+    status: str
+    message: str = ""
+    operation: Operation | None = None
+    error: OperationError | None = None
+
+
+class CatalogSync(msgspec.Struct, frozen=True, kw_only=True):
+    """`in_sync` is true when nothing was to be done for any entry."""
+
+    dry_run: bool
+    in_sync: bool
+    results: list[CatalogResult]
 
 
 class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):

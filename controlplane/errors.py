@@ -265,6 +265,31 @@ class InsufficientDisk(ModelMoraError):
         )
 
 
+class OperationNotFound(ModelMoraError):
+    code = "OPERATION_NOT_FOUND"
+
+    def __init__(self, operation_id: str) -> None:
+        super().__init__(
+            f"There is no operation {operation_id!r}. All there are: modelmora operations list",
+            operation_id=operation_id,
+        )
+
+
+class OperationFinished(ModelMoraError):
+    """What has ended cannot be cancelled."""
+
+    code = "OPERATION_FINISHED"
+
+    def __init__(self, operation_id: str, status: str) -> None:
+        super().__init__(
+            f"Operation {operation_id} has {status} and cannot be cancelled any more."
+            if status != "cancelled"
+            else f"Operation {operation_id} is cancelled already.",
+            operation_id=operation_id,
+            status=status,
+        )
+
+
 # -- locks -------------------------------------------------------------------------------------
 
 

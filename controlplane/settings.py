@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 CONFIG_FILE = "modelmora.yaml"
+# Not a setting: the models that a deployment wants (`registry/catalog_file.py`).
+MODELS_KEY = "models"
 ENV_PREFIX = "MODELMORA_"
 _MB = 1024 * 1024
 
@@ -179,6 +181,30 @@ def find_config_file(config_file: Path | None, environ: Mapping[str, str]) -> Pa
 
 
 def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    content = _load(path)
+    content.pop(MODELS_KEY, None)
+    return {key: _expand(key, value, environ) for key, value in content.items()}
+
+
+def read_models_section(path: Path, environ: Mapping[str, str]) -> Any:
+    """What the file has under `models:`, `${…}` replaced; None when it has none.
+
+    Raises:
+        SettingsError: the file cannot be read, or a variable is not set, naming the place.
+    """
+    return _expand_deep(MODELS_KEY, _load(path).get(MODELS_KEY), environ)
+
+
+def _expand_deep(place: str, value: Any, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand_deep(f"{place}.{key}", item, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand_deep(f"{place}[{i}]", item, environ) for i, item in enumerate(value)]
+    return _expand(place, value, environ)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The file's keys and values, as they are written."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -186,15 +212,15 @@ def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise SettingsError(str(path), "is not UTF-8 text") from error
     except yaml.YAMLError as error:
-        raise SettingsError(str(path), f"is not valid YAML: {_where(error)}") from error
+        raise SettingsError(str(path), f"is not valid YAML: {yaml_problem(error)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(str(path), "must hold keys and values at its top level")
-    return {str(key): _expand(str(key), value, environ) for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}
 
 
-def _where(error: yaml.YAMLError) -> str:
+def yaml_problem(error: yaml.YAMLError) -> str:
     """The problem and its line, in one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     text = str(problem or error)

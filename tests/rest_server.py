@@ -128,16 +128,69 @@ MODELS_HEALTH = {
     "unhealthy_count": 0,
     "models": [{"model_id": MINILM, "healthy": True, "last_check_at": "2026-01-02T03:07:00Z"}],
 }
+OPERATION_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
+OPERATIONS_PATH = "/api/v1/operations"
+OPERATION_PATH = f"{OPERATIONS_PATH}/{OPERATION_ID}"
+
+
+def operation(status: str = "succeeded", **changes: Any) -> dict[str, Any]:
+    """An OperationResponse."""
+    finished = {} if status in ("pending", "running") else {"finished_at": "2026-01-02T03:05:06Z"}
+    return {
+        "id": OPERATION_ID,
+        "kind": "install",
+        "model_id": MINILM,
+        "version": "main",
+        "status": status,
+        "message": "",
+        "attempts": 1,
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:05:06Z",
+        "started_at": "2026-01-02T03:04:06Z",
+        "links": {"self": OPERATION_PATH, "events": f"{OPERATION_PATH}/events"},
+        **finished,
+        **changes,
+    }
+
+
+class EventStream(bytes):
+    """A body that is sent as server-sent events."""
+
+
+def events(*operations: dict[str, Any]) -> EventStream:
+    """The stream that tells of these states, one after the other."""
+    lines = ["retry: 2000", "", ": still at it", ""]
+    for number, one in enumerate(operations):
+        name = "end" if "finished_at" in one else "progress"
+        lines += [f"id: {number}", f"event: {name}", f"data: {json.dumps(one)}", ""]
+    return EventStream("\r\n".join([*lines, ""]).encode())
+
+
+CATALOG_SYNC = {
+    "dry_run": False,
+    "in_sync": False,
+    "results": [
+        {
+            "model_id": MINILM,
+            "version": "main",
+            "actions": ["register", "install"],
+            "status": "installing",
+            "operation": operation("running"),
+        }
+    ],
+}
 RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/api/v1/models"): (200, page(model())),
     ("POST", "/api/v1/models"): (201, model("registered")),
     ("GET", MODEL_PATH): (200, model()),
     ("PUT", MODEL_PATH): (200, model(display_name="Mini")),
     ("DELETE", MODEL_PATH): (204, None),
-    ("POST", f"{MODEL_PATH}/download"): (
-        202,
-        {"model_id": MINILM, "version": "main", "status": "downloading", "message": "Started."},
-    ),
+    ("POST", f"{MODEL_PATH}/download"): (202, operation()),
+    ("GET", OPERATIONS_PATH): (200, page(operation())),
+    ("GET", OPERATION_PATH): (200, operation()),
+    ("DELETE", OPERATION_PATH): (200, operation("cancelled")),
+    ("GET", f"{OPERATION_PATH}/events"): (200, events(operation("running"), operation())),
+    ("POST", "/api/v1/catalog/sync"): (200, CATALOG_SYNC),
     ("POST", f"{MODEL_PATH}/load"): (200, LOADED),
     ("POST", f"{MODEL_PATH}/unload"): (200, UNLOADED),
     ("POST", INFER_PATH): (200, INFERRED),
@@ -208,7 +261,9 @@ class RestServer:
                 text = body if isinstance(body, bytes) else json.dumps(body).encode()
                 payload = b"" if body is None else text
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                streamed = isinstance(body, EventStream)
+                kind = "text/event-stream" if streamed else "application/json"
+                self.send_header("Content-Type", kind)
                 if status != 204:
                     self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()

@@ -23,6 +23,22 @@ _HEADER = """\
 # Relative paths count from the directory in which `modelmora serve` is started.
 """
 
+_MODELS = """\
+# The models of this deployment. Install what is listed: modelmora catalog sync
+# Not a setting: the server does not read it by itself.
+#models:
+#  - model_id: sentence-transformers/all-MiniLM-L6-v2
+#    version: main                # branch, tag or commit
+#    preload: true                # load it when the server starts
+#  - model_id: my-team/my-model
+#    version: v1.2.0
+#    pinned: true                 # only a commit or semantic version will do
+#    source: ${MODELS_DIR:-./models}/my-model   # a directory, from this file's
+#    task: txt2embed              # where the model's files do not say
+#    display_name: My model
+#    resources: {memory_mb: 512}
+"""
+
 
 @click.command()
 @click.option("--config", "path", default="modelmora.yaml", show_default=True, metavar="PATH")
@@ -47,7 +63,7 @@ def init(path: str, force: bool, as_json: bool) -> None:
 def template() -> str:
     """The commented settings file."""
     entries = (f"# {setting.text}\n#{setting.name}: {setting.example}\n" for setting in SETTINGS)
-    return "\n".join([_HEADER, *entries])
+    return "\n".join([_HEADER, *entries, _MODELS])
 
 
 def _write(target: Path, text: str, *, replace: bool) -> None:
@@ -122,16 +138,21 @@ def _shown(value: Any) -> str:
 @json_option
 @debug_option
 def validate(path: str | None, as_json: bool) -> None:
-    """Check the settings file and the MODELMORA_… variables; exit code 2 if one is wrong.
+    """Check the settings file, the models it lists and the MODELMORA_… variables.
+
+    Exit code 2 if something is wrong.
 
     \b
     Example:
       modelmora config validate --file modelmora.yaml
     """
+    from controlplane.registry.catalog_file import read_catalog
     from controlplane.settings import find_config_file, load_settings
 
     file = find_config_file(Path(path) if path else None, os.environ)
     load_settings(config_file=file)
+    if file is not None:
+        read_catalog(file, os.environ)
     where = str(file) if file else "no settings file; the environment"
     answer = {"valid": True} | ({"file": str(file)} if file else {})
     Output(as_json=as_json).result(answer, lambda _: [f"Valid: {where}"])

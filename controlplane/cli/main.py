@@ -9,6 +9,7 @@ import click
 
 from controlplane.cli import (
     base,
+    catalog,
     config,
     db,
     events,
@@ -16,6 +17,7 @@ from controlplane.cli import (
     infer,
     locks,
     models,
+    operations,
     runtime,
     serve,
     sync,
@@ -61,6 +63,8 @@ for _command in (
     locks.lock,
     sync.sync,
     sync.verify,
+    operations.operations,
+    catalog.catalog,
     config.config,
 ):
     cli.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,12 @@ import click
 
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
-from controlplane.client_types import ModelInfo, ModelMoraApiError, ModelPage
+from controlplane.client_types import (
+    ModelInfo,
+    ModelMoraApiError,
+    ModelMoraClientError,
+    ModelPage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +29,7 @@ _MB = 1024 * 1024
 
 @click.command()
 @click.argument("model", metavar="MODEL_ID[@VERSION]")
-@click.option("--task", metavar="TASK", help="What the model does. Default: txt2embed.")
+@click.option("--task", metavar="TASK", help="What the model does, if its files do not say.")
 @click.option(
     "--source",
     metavar="SRC",
@@ -64,9 +70,39 @@ def install(
         try:
             installed = client.install(model_id, version, task, source_url, on_progress, timeout)
         except KeyboardInterrupt:
-            out.note(f"The server goes on installing; look with: modelmora info {model_id}")
-            raise
+            interrupted = True
+        else:
+            interrupted = False
+    if interrupted:
+        _leave(client, out, model_id)
+        raise KeyboardInterrupt
     out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
+
+
+def _leave(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """After Ctrl-C: cancel the installation if its user says so, else tell how to."""
+    try:
+        running = client.list_operations(model_id=model_id, status="active").data
+    except ModelMoraClientError:
+        running = []
+    if not running:
+        out.note(f"The server may go on installing; look with: modelmora info {model_id}")
+        return
+    operation = running[0]
+    if not out.as_json and sys.stdin.isatty() and _confirmed():
+        client.cancel_operation(operation.id)
+        out.note("The installation is cancelled.")
+        return
+    out.note(f"The server goes on installing; look with: modelmora info {model_id}")
+    out.note(f"To cancel it: modelmora operations cancel {operation.id}")
+
+
+def _confirmed() -> bool:
+    """A second Ctrl-C is no: it wants out, and nothing else."""
+    try:
+        return click.confirm("Cancel the installation at the server too?", default=False, err=True)
+    except click.Abort:
+        return False
 
 
 def as_source_url(source: str) -> str:
@@ -185,10 +221,19 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("artefact", model.artefact_bytes and megabytes(model.artefact_bytes / _MB)),
             ("memory", model.measured_memory_mb and megabytes(model.measured_memory_mb)),
             ("in Triton", model.triton_name and f"{model.triton_name}, {model.triton_version}"),
+            *_facts(model),
             ("created", model.created_at and moment(model.created_at)),
             ("updated", model.updated_at and moment(model.updated_at)),
         ]
     )
+
+
+def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:
+    """What is known about the model itself, each with where it was found."""
+    for name, fact in (model.facts or {}).items():
+        value, file = fact.get("value"), fact.get("file")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        yield name.replace("_", " "), f"{shown} ({file or fact.get('source')})"
 
 
 @click.command()

@@ -61,7 +61,8 @@ class _Lines:
 
 
 def _detail(progress: Progress) -> str:
-    return one_line(progress.message) or _size(progress)
+    rate = "" if not progress.rate else f"{progress.rate / _MB:.1f} MB/s"
+    return ", ".join(filter(None, (one_line(progress.message) or _size(progress), rate)))
 
 
 def _size(progress: Progress) -> str:

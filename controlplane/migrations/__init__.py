@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from controlplane.migrations import (
     m0001_registry,
     m0002_locks,
+    m0003_operations,
     m0004_event_index,
     m0007_current_status,
 )
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 STEPS: tuple[ModuleType, ...] = (
     m0001_registry,
     m0002_locks,
+    m0003_operations,
     m0004_event_index,
     m0007_current_status,
 )

@@ -176,6 +176,15 @@ _VERSIONS = (
 )
 
 
+def preloaded(db: Database) -> tuple[str, ...]:
+    """Ids of the models whose `config` says `preload: true`."""
+    rows = query(
+        db,
+        "SELECT model_id FROM model WHERE json_extract(config, '$.preload') = 1 ORDER BY model_id",
+    )
+    return tuple(row["model_id"] for row in rows)
+
+
 def every_version(db: Database) -> tuple[ModelVersion, ...]:
     """All versions of all models."""
     rows = query(db, f"{_VERSIONS} ORDER BY m.model_id, v.triton_version")

@@ -1,25 +1,29 @@
 """Installs model versions in the background, and takes models away again.
 
-Each installation is a task with one row to tell of it. A row says `downloading` or `exporting` only
-while its task runs (`recovery.py` sees to that after a crash); it becomes `ready` after the
-artefact's folder was renamed into the model repository, so that a ready version can be loaded. Rows
-go before folders when a model is removed: a folder without a row is swept at the next start, a row
-without a folder would be a promise.
+Each installation is a task, with an operation (`operations.py`) to watch and cancel it by, and one
+row to tell of it. A row says `downloading` or `exporting` only while its task runs (`recovery.py`
+sees to that after a crash); it becomes `ready` after the artefact's folder was renamed into the
+model repository, so that a ready version can be loaded. Rows go before folders when a model is
+removed: a folder without a row is swept at the next start, a row without a folder would be a
+promise.
+
+What a stop or crash of the server interrupted is resumed by the next one: downloads that had come
+whole are verified and used again, the conversion begins anew.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import structlog
 
 from controlplane.errors import (
-    InvalidStateTransition,
     ModelMoraError,
     ModelNotFound,
+    OperationFinished,
     VersionNotFound,
 )
 from controlplane.registry import recovery
@@ -27,7 +31,15 @@ from controlplane.registry.catalog import check_lock, pick
 from controlplane.registry.conversion import CONVERTER
 from controlplane.registry.disk import remove_tree
 from controlplane.registry.installation import Installation, Workshop
-from controlplane.registry.model import Model, ModelId, VersionStatus
+from controlplane.registry.model import INSTALLING, Model, ModelId, ModelVersion, VersionStatus
+from controlplane.registry.operation import (
+    MAX_ATTEMPTS,
+    Operation,
+    OperationError,
+    OperationStatus,
+)
+from controlplane.registry.operation_store import OperationStore
+from controlplane.registry.operations import Operations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,19 +53,33 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 STOPPED = "The installation was interrupted because the server stopped; install again."
+INTERRUPTED = "INTERRUPTED"
+CANCELLED = "CANCELLED"
+
+
+class _Reason(Enum):
+    """Why an installation is cancelled, in words for its version."""
+
+    ASKED = "The installation was cancelled; what was downloaded whole is kept."
+    REMOVED = "The model was uninstalled."
+    STOPPED = STOPPED
 
 
 @dataclass(eq=False)
 class _Job:
-    """An installation and the task that does it."""
+    """An installation, its operation and the task that does it."""
 
     installation: Installation
+    operation_id: str
     task: asyncio.Task[None]
-    cancelling: bool = False
+    cancelling: _Reason | None = None
 
 
 class Installer:
     """Runs installations; all calls on one event loop.
+
+    Attributes:
+        operations: the record of all installations, and those under way.
 
     Args:
         converter: command line of the converter, up to its options.
@@ -71,6 +97,7 @@ class Installer:
     ) -> None:
         self._store = store
         self._shop = Workshop(store, repository, settings, converter=converter, limits=limits)
+        self.operations = Operations(OperationStore(store.db))
         self._jobs: dict[str, _Job] = {}  # by id of the version
         self._removals: dict[str, asyncio.Task[None]] = {}  # by model id
 
@@ -92,10 +119,66 @@ class Installer:
         if chosen.id in self._jobs or chosen.status is VersionStatus.READY:
             return model
         self._store.set_status(model.model_id, chosen.version, VersionStatus.DOWNLOADING)
-        installation = Installation(self._shop, model, chosen)
+        operation = self.operations.begin(chosen)
+        report = self.operations.reporter(operation.id)
+        installation = Installation(self._shop, model, chosen, report)
         task = asyncio.get_running_loop().create_task(self._run(installation))
-        self._jobs[chosen.id] = _Job(installation, task)
+        self._jobs[chosen.id] = _Job(installation, operation.id, task)
         return self._store.get(model.model_id)
+
+    def install(self, model_id: str, version: str | None = None) -> Operation:
+        """As `request`; the operation that does it, did it, or is at it since an earlier request.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+        """
+        chosen = pick(self.request(model_id, version), version)
+        job = self._jobs.get(chosen.id)
+        if job is None:
+            return self.operations.installed(chosen)
+        return self.operations.get(job.operation_id)
+
+    def resume(self) -> None:
+        """At start, after `recover`: go on with the operations that the last server left."""
+        for operation in self.operations.waiting():
+            version = self._version_of(operation)
+            if version is None or version.status is VersionStatus.READY:
+                self._conclude(operation, version)
+            elif operation.attempts >= MAX_ATTEMPTS:
+                message = f"The server ended {operation.attempts} times in the middle of it."
+                error = OperationError(INTERRUPTED, f"{message} Look at its log; install again.")
+                self.operations.finish(operation.id, OperationStatus.FAILED, error)
+            else:
+                self._resume(operation)
+
+    def _resume(self, operation: Operation) -> None:
+        log.info("resuming installation", model_id=operation.model_id, version=operation.version)
+        try:
+            self.request(operation.model_id, operation.version)
+        except ModelMoraError as error:  # a full disk, for one: it must not keep us from serving
+            log.warning("not resumed", model_id=operation.model_id, error=error.message)
+            message = f"It was interrupted and could not be resumed: {error.message}"
+            self._finish(operation.id, OperationStatus.FAILED, error.code, message)
+
+    async def cancel(self, operation_id: str) -> Operation:
+        """Stop an operation; the operation when it has stopped.
+
+        Raises:
+            OperationNotFound.
+            OperationFinished: it had ended, or was faster than this.
+        """
+        job = next((j for j in self._jobs.values() if j.operation_id == operation_id), None)
+        operation = self.operations.get(operation_id)
+        if job is not None:
+            await self._cancel([job], _Reason.ASKED)
+        elif operation.active:  # of an earlier server, and not resumed
+            self._finish(operation_id, OperationStatus.CANCELLED, CANCELLED, _Reason.ASKED.value)
+        else:
+            raise OperationFinished(operation_id, operation.status.value)
+        operation = self.operations.get(operation_id)
+        if operation.status is not OperationStatus.CANCELLED:
+            raise OperationFinished(operation_id, operation.status.value)
+        return operation
 
     def progress(self, model_id: str) -> Progress | None:
         """How far the installation begun last is; None when none runs for this model."""
@@ -128,7 +211,7 @@ class Installer:
         if not force:
             self._store.check_unlocked(name)
         while jobs := self._jobs_of(name):
-            await self._cancel(jobs)
+            await self._cancel(jobs, _Reason.REMOVED)
         self._store.delete(name, force=force, expected_version=expected_version)
         removal = asyncio.get_running_loop().create_task(self._remove_files(ModelId.parse(name)))
         self._removals[name] = removal
@@ -136,9 +219,9 @@ class Installer:
         await asyncio.shield(removal)
 
     async def close(self) -> None:
-        """Stop all installations; their versions say that they were interrupted."""
+        """Stop all installations; their versions say so, `resume` goes on with them."""
         while self._jobs:
-            await self._cancel(list(self._jobs.values()))
+            await self._cancel(list(self._jobs.values()), _Reason.STOPPED)
         if self._removals:
             await asyncio.wait(list(self._removals.values()))
         self._shop.threads.shutdown()
@@ -152,40 +235,86 @@ class Installer:
             await installation.run()
             log.info("model installed", model_id=name, version=version)
         except asyncio.CancelledError:
-            self._fail(installation, STOPPED)
+            self._end_cancelled(installation)
         except ModelMoraError as error:
             log.warning("installation failed", model_id=name, error=error.message)
-            self._fail(installation, error.message)
+            self._end(installation, error.code, error.message)
         except Exception as error:
             log.exception("installation failed", model_id=name, version=version)
-            self._fail(installation, f"The installation failed unexpectedly: {error}")
-        finally:
-            self._jobs.pop(installation.version.id, None)
+            message = f"The installation failed unexpectedly: {error}"
+            self._end(installation, ModelMoraError.code, message)
+        else:
+            self._end(installation)
 
-    def _fail(self, installation: Installation, message: str) -> None:
-        # No row when the model was removed meanwhile; no such move when it had just become ready.
-        with contextlib.suppress(ModelNotFound, VersionNotFound, InvalidStateTransition):
-            self._store.set_status(
-                str(installation.model_id),
-                installation.version.version,
-                VersionStatus.FAILED,
-                message,
-            )
+    def _end_cancelled(self, installation: Installation) -> None:
+        job = self._jobs[installation.version.id]
+        reason = job.cancelling or _Reason.STOPPED
+        if reason is _Reason.STOPPED:
+            self.operations.suspend(job.operation_id, "interrupted; goes on with the next server")
+        self._end(installation, CANCELLED, reason.value)
+
+    def _end(self, installation: Installation, code: str = "", message: str = "") -> None:
+        """The task is over: row, operation and list of jobs say so. No `code` means well."""
+        job = self._jobs.pop(installation.version.id)
+        if code and self._fail(installation, message):
+            # It was ready before it could be cancelled: done is done.
+            code = ""
+        if job.cancelling is _Reason.STOPPED and code:
+            return
+        status = OperationStatus.SUCCEEDED
+        if code:
+            cancelled = code == CANCELLED
+            status = OperationStatus.CANCELLED if cancelled else OperationStatus.FAILED
+        self._finish(job.operation_id, status, code, message)
+
+    def _finish(self, operation_id: str, status: OperationStatus, code: str, message: str) -> None:
+        error = OperationError(code, message) if code else None
+        self.operations.finish(operation_id, status, error)
+
+    def _fail(self, installation: Installation, message: str) -> bool:
+        """Mark the version as failed unless it is gone; True when it is ready instead."""
+        name, version = str(installation.model_id), installation.version.version
+        try:
+            status = self._store.version(name, version).status
+            if status in INSTALLING:
+                self._store.set_status(name, version, VersionStatus.FAILED, message)
+        except (ModelNotFound, VersionNotFound):
+            return False
+        except ModelMoraError as error:  # a full disk, for one; the next start puts it right
+            log.warning("failure not recorded", model_id=name, error=error.message)
+            return False
+        return status is VersionStatus.READY
+
+    def _version_of(self, operation: Operation) -> ModelVersion | None:
+        """The version that an operation was for, unless it was removed since."""
+        try:
+            version = self._store.version(operation.model_id, operation.version)
+        except (ModelNotFound, VersionNotFound):
+            return None
+        return version if version.id == operation.version_id else None
+
+    def _conclude(self, operation: Operation, version: ModelVersion | None) -> None:
+        """An operation that has nothing left to do: its model is ready, or gone."""
+        if version is None:
+            message = _Reason.REMOVED.value
+            self._finish(operation.id, OperationStatus.CANCELLED, CANCELLED, message)
+        else:
+            self.operations.finish(operation.id, OperationStatus.SUCCEEDED)
 
     def _jobs_of(self, model_id: str) -> list[_Job]:
         name = ModelId.from_any_spelling(model_id)
         return [job for job in self._jobs.values() if job.installation.model_id == name]
 
-    async def _cancel(self, jobs: list[_Job]) -> None:
+    async def _cancel(self, jobs: list[_Job], reason: _Reason) -> None:
         for job in jobs:
-            if not job.cancelling:  # a second cancellation would cut short its cleaning up
-                job.cancelling = True
+            if job.cancelling is None:  # a second cancellation would cut short its cleaning up
+                job.cancelling = reason
                 job.task.cancel()
         await asyncio.wait([job.task for job in jobs])
         for job in jobs:
             # A task that is cancelled before its first step never gets to its own end.
-            if self._jobs.pop(job.installation.version.id, None) is not None:
-                self._fail(job.installation, STOPPED)
+            if job.installation.version.id in self._jobs:
+                self._end_cancelled(job.installation)
 
     async def _remove_files(self, model_id: ModelId) -> None:
         try:

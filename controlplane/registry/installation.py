@@ -13,8 +13,16 @@ import msgspec
 
 from controlplane.errors import DownloadFailed, ExportFailed
 from controlplane.registry.conversion import CONVERTER, convert
+from controlplane.registry.curated import curated_facts
 from controlplane.registry.disk import remove_tree, reporting_full_disk, require_space
 from controlplane.registry.files import FetchedSource, Progress, SourceFile, source_checksum
+from controlplane.registry.metadata import (
+    FACTS,
+    explicit_in,
+    merged,
+    read_folder,
+    to_metadata,
+)
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
 from controlplane.registry.sources import HubLimits, fetch
 
@@ -70,17 +78,27 @@ class Workshop:
 class Installation:
     """One version being installed; its row is `downloading` when this begins.
 
+    Args:
+        report: called with each progress, from any thread; first when its turn has come.
+
     Attributes:
         progress: how far it is.
     """
 
-    def __init__(self, workshop: Workshop, model: Model, version: ModelVersion) -> None:
+    def __init__(
+        self,
+        workshop: Workshop,
+        model: Model,
+        version: ModelVersion,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
         self.model_id = ModelId.parse(model.model_id)
         self.version = version
         self.progress = Progress(
             phase="downloading", step="resolve", message="asking the source for its files"
         )
         self._model = model
+        self._tell = report
         self._shop = workshop
         self._cancelled = threading.Event()
         self._source = workshop.downloads / self.model_id.triton_name / str(version.triton_version)
@@ -96,8 +114,10 @@ class Installation:
         """
         store, name = self._shop.store, self._model.model_id
         async with self._shop.downloading:
+            self._report(self.progress)
             source = await self._download()
         store.check_pin(name, self.version.version, source.checksum)
+        await self._describe()
         store.set_status(name, self.version.version, VersionStatus.EXPORTING)
         self._report(Progress(phase="exporting", step="wait", message="waiting for the converter"))
         async with self._shop.converting:
@@ -105,6 +125,7 @@ class Installation:
 
     def _report(self, progress: Progress) -> None:
         self.progress = progress
+        self._tell(progress)
 
     async def _download(self) -> FetchedSource:
         call = partial(
@@ -128,6 +149,16 @@ class Installation:
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+
+    async def _describe(self) -> None:
+        """Keep what the downloaded files say about the model, and the curated list."""
+        metadata = self._shop.store.version(str(self.model_id), self.version.version).metadata
+        files = await asyncio.to_thread(read_folder, self._source)
+        curated = curated_facts(self.model_id, self._shop.settings.data_dir)
+        facts = merged(files, curated, explicit_in(metadata))
+        self._shop.store.describe(
+            str(self.model_id), self.version.version, {FACTS: to_metadata(facts)}
+        )
 
     async def _convert(self, source: FetchedSource) -> None:
         size = sum(file.size for file in source.files)

@@ -334,10 +334,11 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         revision, checksum, artifact_uri: when it is known before the download which bytes the
             version stands for (a lock says so): that commit is fetched, and other bytes refused.
+        task_type: None is for `registration.py` to find out; a model is stored with one.
     """
 
     model_id: str
-    task_type: str
+    task_type: str | None = None
     version: str = "main"
     display_name: str | None = None
     description: str | None = None
@@ -371,6 +372,8 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
         ValidationFailed: for all others, naming each field.
     """
     model_id = ModelId.parse(new.model_id)
+    if new.task_type is None:
+        raise ValidationFailed.field("task_type", "is required")
     task_type = TaskType.parse(new.task_type)
     if task_type not in SERVABLE_TASKS:
         raise InvalidTaskType(new.task_type, [task.value for task in SERVABLE_TASKS])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,8 +38,7 @@ from controlplane.registry.local import copy_directory, directory_of
 from controlplane.registry.patience import HubLimits, Patience, Transient
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from huggingface_hub.errors import HfHubHTTPError
@@ -109,6 +109,22 @@ def fetch(
     return source
 
 
+def peek(
+    model_id: ModelId, version: str, names: Sequence[str], largest: int, limits: HubLimits
+) -> dict[str, bytes]:
+    """Small files of a version on the hub, those of `names` that it has; nothing is kept.
+
+    Blocks; run it in a thread.
+
+    Args:
+        largest: bytes; larger files are left out.
+
+    Raises:
+        ArtifactNotAccessible, DownloadFailed: as `fetch`.
+    """
+    return _Hub(model_id, limits, threading.Event()).peek(version, names, largest)
+
+
 class _Hub:
     """One repository on the hub."""
 
@@ -154,6 +170,30 @@ class _Hub:
             if name.endswith(SAFE_INDEX):
                 check_shards(intake.read(name), name, names, self._id)
         return intake.finish(info.sha, f"{_CANONICAL}/{self._id}/tree/{info.sha}")
+
+    def peek(self, version: str, names: Sequence[str], largest: int) -> dict[str, bytes]:
+        info = self._resolve(version)
+        sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+        wanted = [name for name in names if name in sizes and sizes[name] <= largest]
+        return {name: self._small(info.sha, name, largest) for name in wanted}
+
+    def _small(self, commit: str, name: str, largest: int) -> bytes:
+        """One file's content; cut off behind `largest` bytes whatever size was announced."""
+        url = self._library.hf_hub_url(self._id, name, revision=commit, endpoint=self._endpoint)
+        headers = self._utils.build_hf_headers(library_name="modelmora")
+
+        def get() -> bytes:
+            content, session = b"", self._utils.get_session()
+            timeout = self._limits.answer
+            with session.stream("GET", url, headers=headers, timeout=timeout) as response:
+                self._utils.hf_raise_for_status(response)
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > largest:
+                        break
+            return content[:largest]
+
+        return self._persistently(get)
 
     # -- which commit, which files -------------------------------------------------------------
 

@@ -96,6 +96,10 @@ class ModelStore(VersionStore):
         self._servables[name, version] = found
         return found
 
+    def preloaded(self) -> tuple[str, ...]:
+        """Ids of the models that are to be loaded when the server starts, by model id."""
+        return catalog.preloaded(self._db)
+
     # -- models ------------------------------------------------------------------------------
 
     def register(self, new: NewModel) -> Model:

@@ -55,6 +55,11 @@ class VersionStore:
         self.event_log = EventLog(db, bus)
         self._servables: dict[tuple[str, str | None], Servable] = {}
 
+    @property
+    def db(self) -> Database:
+        """For the stores beside this one: there is one connection."""
+        return self._db
+
     def version(self, model_id: str, version: str | None = None) -> ModelVersion:
         """One version, by its string or Triton number; None means the current one.
 
@@ -231,6 +236,25 @@ class VersionStore:
                     fields=["measured_memory_mb"],
                 )
             )
+
+    def describe(self, model_id: str, version: str, metadata: dict[str, Any]) -> ModelVersion:
+        """Merge into a version's metadata (domain §2.3); what changes nothing is no change.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            merged = {**known.metadata, **metadata}
+            if merged == known.metadata:
+                return known
+            self._write_version(known, metadata=merged)
+            events.append(
+                ModelUpdated(
+                    aggregate_id=DEFAULT_CATALOG_ID, model_id=known.model_id, fields=["metadata"]
+                )
+            )
+        return self.version(known.model_id, known.version)
 
     def recover_interrupted(self) -> list[str]:
         """At start, before anything installs: no installation is running, so none may say so.

@@ -124,6 +124,14 @@ def test_answers_have_the_recorded_shape(modelmora: Shell) -> None:
     assert recorded.model().keys() - {"a_field_of_tomorrow", "revision"} - info.keys() <= {
         "measured_memory_mb"
     }
+    assert info["facts"]["vector_size"] == {
+        "value": HIDDEN,
+        "source": "file",
+        "file": info["facts"]["vector_size"]["file"],
+    }
+    (operation,) = modelmora.json("operations", "list")["data"]
+    assert recorded.operation().keys() <= operation.keys()
+    assert operation["status"] == "succeeded"
     inferred = modelmora.json("infer", MODEL_ID, "the cat", "a dog")
     assert keys(inferred).keys() == keys(recorded.INFERRED).keys()
     assert inferred["metadata"].keys() == recorded.INFERRED["metadata"].keys()
@@ -140,7 +148,7 @@ def test_failures(modelmora: Shell, tmp_path: Path) -> None:
     refused = modelmora("install", "tests/empty", "--source", str(tmp_path))
     assert refused.code == exits.FAILED
     assert "config.json" in refused.err.splitlines()[-1]
-    assert modelmora("uninstall", "tests/empty").code == 0
+    assert modelmora("uninstall", "tests/empty").code == exits.NOT_FOUND  # not even registered
     assert modelmora("info", "tests/empty").code == exits.NOT_FOUND
 
 

@@ -21,7 +21,15 @@ from controlplane.client import (
     server_url,
 )
 from tests import rest_server as rest
-from tests.rest_server import INFER_PATH, MINILM, MODEL_PATH, RestServer
+from tests.rest_server import (
+    INFER_PATH,
+    MINILM,
+    MODEL_PATH,
+    OPERATION_ID,
+    OPERATION_PATH,
+    OPERATIONS_PATH,
+    RestServer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +82,7 @@ OPERATIONS = [
             "POST",
             "/api/v1/models",
             {},
-            {"model_id": MINILM, "task_type": "txt2embed", "display_name": "Mini"},
+            {"model_id": MINILM, "display_name": "Mini"},
         ),
     ),
     (
@@ -86,6 +94,31 @@ OPERATIONS = [
     ("delete", (MINILM,), {}, ("DELETE", MODEL_PATH, {}, None)),
     ("delete", (MINILM,), {"force": True}, ("DELETE", MODEL_PATH, {"force": "true"}, None)),
     ("download", (MINILM, "v2"), {}, ("POST", f"{MODEL_PATH}/download", {}, {"version": "v2"})),
+    (
+        "list_operations",
+        (),
+        {"model_id": MINILM, "status": "active"},
+        (
+            "GET",
+            OPERATIONS_PATH,
+            {"model_id": MINILM, "status": "active", "page": "1", "page_size": "20"},
+            None,
+        ),
+    ),
+    ("get_operation", (OPERATION_ID,), {}, ("GET", OPERATION_PATH, {}, None)),
+    ("cancel_operation", (OPERATION_ID,), {}, ("DELETE", OPERATION_PATH, {}, None)),
+    ("follow_operation", (OPERATION_ID,), {}, ("GET", f"{OPERATION_PATH}/events", {}, None)),
+    (
+        "sync_catalog",
+        ([{"model_id": MINILM}],),
+        {"dry_run": True},
+        (
+            "POST",
+            "/api/v1/catalog/sync",
+            {},
+            {"models": [{"model_id": MINILM}], "dry_run": True},
+        ),
+    ),
     ("load", (MINILM,), {}, ("POST", f"{MODEL_PATH}/load", {}, {})),
     ("unload", (MINILM,), {}, ("POST", f"{MODEL_PATH}/unload", {}, None)),
     (
@@ -215,17 +248,22 @@ def test_server_that_hangs_up(call: Callable[..., Any]) -> None:
 # -- install -----------------------------------------------------------------------------------
 
 
+DOWNLOADING = rest.operation(
+    "running", phase="downloading", fraction=0.5, bytes_done=45, bytes_total=90, rate=9.5
+)
+EXPORTING = rest.operation("running", phase="exporting", fraction=0.1)
+REFUSED = {"code": "ARTIFACT_NOT_ACCESSIBLE", "message": "no config.json in the source"}
+
+
 def installing(server: RestServer, last: dict[str, Any], *, absent: bool = True) -> None:
     first = [(404, rest.NOT_FOUND)] if absent else [(200, rest.model("registered"))]
-    downloading = rest.progress("downloading", 0.5, bytes_done=45, bytes_total=90)
-    server.set(
-        "GET",
-        MODEL_PATH,
-        *first,
-        (200, rest.model("downloading", progress=downloading)),
-        (200, rest.model("exporting", progress=rest.progress("exporting", 0.1))),
-        (200, last),
+    server.set("GET", MODEL_PATH, *first, (200, last))
+    server.set("POST", f"{MODEL_PATH}/download", (202, rest.operation("pending")))
+    end = (
+        rest.operation("failed", error=REFUSED) if last["status"] == "failed" else rest.operation()
     )
+    states = rest.events(DOWNLOADING, EXPORTING, end)
+    server.set("GET", f"{OPERATION_PATH}/events", (200, states))
 
 
 def test_install_registers_downloads_and_waits(
@@ -238,18 +276,47 @@ def test_install_registers_downloads_and_waits(
     )
     assert model.status == "ready"
     assert [p.phase for p in seen] == ["downloading", "exporting", "ready"]
-    assert (seen[0].bytes_done, seen[0].bytes_total) == (45, 90)
+    assert (seen[0].bytes_done, seen[0].bytes_total, seen[0].rate) == (45, 90, 9.5)
     posts = [(r.path, r.body) for r in server.requests if r.method == "POST"]
-    registration = {
-        "model_id": MINILM,
-        "task_type": "txt2embed",
-        "version": "v1",
-        "source_url": "file:///m",
-    }
+    registration = {"model_id": MINILM, "version": "v1", "source_url": "file:///m"}
     assert posts == [
         ("/api/v1/models", registration),
         (f"{MODEL_PATH}/download", {"version": "v1"}),
     ]
+
+
+def test_following_polls_where_events_do_not_come_through(
+    server: RestServer, call: Callable[..., Any]
+) -> None:
+    server.set("GET", f"{OPERATION_PATH}/events", (200, b"{}"))  # not an event stream
+    server.set("GET", OPERATION_PATH, (200, DOWNLOADING), (200, rest.operation()))
+    seen: list[str] = []
+    ended = call(server.url, "follow_operation", OPERATION_ID, lambda one: seen.append(one.status))
+    assert ended.status == "succeeded"
+    assert seen == ["running", "succeeded"]
+    assert [r.path for r in server.requests].count(f"{OPERATION_PATH}/events") == 1
+
+
+def test_following_goes_on_when_the_stream_breaks(
+    server: RestServer, call: Callable[..., Any]
+) -> None:
+    first, second = rest.events(DOWNLOADING), rest.events(EXPORTING, rest.operation())
+    server.set("GET", f"{OPERATION_PATH}/events", (200, first), (200, second))
+    server.set("GET", OPERATION_PATH, (200, DOWNLOADING))
+    seen: list[str | None] = []
+    ended = call(server.url, "follow_operation", OPERATION_ID, lambda one: seen.append(one.phase))
+    assert ended.status == "succeeded"
+    assert seen == ["downloading", "downloading", "exporting", None]
+
+
+def test_an_operation_that_is_not_there_is_named(
+    server: RestServer, call: Callable[..., Any]
+) -> None:
+    missing = (404, rest.error("OPERATION_NOT_FOUND", "There is no operation."))
+    server.set("GET", f"{OPERATION_PATH}/events", missing)
+    server.set("GET", OPERATION_PATH, missing)
+    with pytest.raises(ModelMoraApiError, match="There is no operation"):
+        call(server.url, "follow_operation", OPERATION_ID)
 
 
 def test_install_of_a_registered_model_does_not_register(server: RestServer) -> None:
@@ -287,7 +354,9 @@ def test_install_from_elsewhere_than_before_is_a_conflict(
 
 def test_install_gives_up_waiting(server: RestServer, call: Callable[..., Any]) -> None:
     installing(server, rest.model("exporting"))
-    with pytest.raises(WaitTimeout, match="is still"):
+    server.set("GET", f"{OPERATION_PATH}/events", (200, rest.events(EXPORTING)))
+    server.set("GET", OPERATION_PATH, (200, EXPORTING))
+    with pytest.raises(WaitTimeout, match=r"is still being installed \(exporting\)"):
         call(server.url, "install", MINILM, timeout=0)
 
 

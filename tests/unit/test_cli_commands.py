@@ -15,7 +15,15 @@ import pytest
 from controlplane.cli import exits
 from controlplane.cli.main import run
 from tests import rest_server as rest
-from tests.rest_server import INFER_PATH, MINILM, MODEL_PATH, RestServer
+from tests.rest_server import (
+    INFER_PATH,
+    MINILM,
+    MODEL_PATH,
+    OPERATION_ID,
+    OPERATION_PATH,
+    OPERATIONS_PATH,
+    RestServer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +68,9 @@ COMMANDS = [
     (["health"], "1 healthy, 0 unhealthy", {"status", "checks", "models"}),
     (["infer", MINILM, "a", "b"], "[+0.2500, -0.5000, +0.1250, +1.0000, …]", {"output_data"}),
     (["install", MINILM], "is already installed", {"model_id", "status"}),
+    (["operations", "list"], OPERATION_ID, {"data", "pagination"}),
+    (["operations", "show", OPERATION_ID], "took       1 min", {"id", "status"}),
+    (["operations", "cancel", OPERATION_ID], "is cancelled", {"id", "status"}),
     (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
 ]
 
@@ -182,37 +193,33 @@ def test_unexpected_errors_are_one_line_too(
 
 # -- install -----------------------------------------------------------------------------------
 
-INSTALLING = (
-    (404, rest.NOT_FOUND),
-    (
-        200,
-        rest.model(
-            "downloading",
-            progress=rest.progress("downloading", 0.5, bytes_done=45 << 20, bytes_total=90 << 20),
-        ),
-    ),
-    (
-        200,
-        rest.model(
-            "exporting", progress=rest.progress("exporting", None, step="export", message="to ONNX")
-        ),
-    ),
-    (200, rest.model()),
+DOWNLOADING = rest.operation(
+    "running", phase="downloading", fraction=0.5, bytes_done=45 << 20, bytes_total=90 << 20
 )
+EXPORTING = rest.operation("running", phase="exporting", step="export", message="to ONNX")
+
+
+def installing(server: RestServer, *, model: Any = None, end: Any = None) -> None:
+    """Have the server install a model that it does not know yet."""
+    last = (200, model or rest.model())
+    server.set("GET", MODEL_PATH, (404, rest.NOT_FOUND), last)
+    server.set("POST", f"{MODEL_PATH}/download", (202, rest.operation("pending")))
+    told = rest.events(DOWNLOADING, EXPORTING, end or rest.operation())
+    server.set("GET", f"{OPERATION_PATH}/events", (200, told))
 
 
 def test_install_shows_both_phases_as_lines(server: RestServer, modelmora: Any) -> None:
-    server.set("GET", MODEL_PATH, *INSTALLING)
+    installing(server)
     result = modelmora("install", f"{MINILM}@v1")
     assert result.code == 0
     assert result.err == "Downloading: 50% 45.0 of 90.0 MB\nExporting: to ONNX\n"
     assert "is installed (384 dimensions, 87 MB, cosine to PyTorch ≥ 0.9999999)." in result.out
     registration = next(r.body for r in server.requests if r.path == "/api/v1/models")
-    assert registration == {"model_id": MINILM, "task_type": "txt2embed", "version": "v1"}
+    assert registration == {"model_id": MINILM, "version": "v1"}
 
 
 def test_install_from_a_directory(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
-    server.set("GET", MODEL_PATH, *INSTALLING)
+    installing(server)
     directory = tmp_path / "my model"
     directory.mkdir()
     result = modelmora("install", MINILM, "--source", os.path.relpath(directory), "--json")
@@ -223,24 +230,31 @@ def test_install_from_a_directory(server: RestServer, modelmora: Any, tmp_path: 
 
 
 def test_install_that_fails(server: RestServer, modelmora: Any) -> None:
-    failed = rest.model("failed", error="no config.json in the source")
-    server.set("GET", MODEL_PATH, (404, rest.NOT_FOUND), (200, failed))
+    error = {"code": "ARTIFACT_NOT_ACCESSIBLE", "message": "no config.json in the source"}
+    end = rest.operation("failed", error=error)
+    installing(server, model=rest.model("failed"), end=end)
     result = modelmora("install", MINILM)
     assert (result.code, result.out) == (exits.FAILED, "")
-    assert result.err == f"Error: {MINILM} could not be installed: no config.json in the source\n"
+    last = result.err.splitlines()[-1]
+    assert last == f"Error: {MINILM} could not be installed: no config.json in the source"
 
 
 def test_interrupted_install_says_what_goes_on(server: RestServer) -> None:
     server.set("GET", MODEL_PATH, (200, rest.model("exporting")))
+    server.set("POST", f"{MODEL_PATH}/download", (202, rest.operation("pending")))
+    server.set("GET", f"{OPERATION_PATH}/events", (404, rest.error("NOT_FOUND", "None.")))
+    server.set("GET", OPERATION_PATH, (200, EXPORTING))
+    server.set("GET", OPERATIONS_PATH, (200, rest.page(EXPORTING)))
     program = subprocess.Popen(
         [*PROGRAM, "install", MINILM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    server.wait_for("POST", f"{MODEL_PATH}/download")
+    server.wait_for("GET", OPERATION_PATH)
     program.send_signal(signal.SIGINT)
     out, err = program.communicate(timeout=30)
     assert (program.returncode, out) == (exits.INTERRUPTED, "")
     assert err.splitlines()[-1] == "Interrupted."
     assert f"modelmora info {MINILM}" in err
+    assert f"modelmora operations cancel {OPERATION_ID}" in err
     assert "Traceback" not in err
 
 
@@ -263,7 +277,10 @@ def on_a_terminal(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_terminal_gets_bars_and_frames(server: RestServer) -> None:
-    server.set("GET", MODEL_PATH, *INSTALLING)
+    installing(server)
+    # one state after the other: bars are drawn ten times a second
+    server.set("GET", f"{OPERATION_PATH}/events", (404, rest.error("NOT_FOUND", "None.")))
+    server.set("GET", OPERATION_PATH, (200, DOWNLOADING), (200, EXPORTING), (200, rest.operation()))
     code, shown = on_a_terminal("install", MINILM)
     assert code == 0
     assert "45.0 of 90.0 MB" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from controlplane.cli.config import template
 from controlplane.cli.main import run
 from controlplane.cli.settings_table import SETTINGS
+from controlplane.registry.catalog_file import read_catalog
 from controlplane.settings import Settings, load_settings
 
 
@@ -33,13 +35,18 @@ def test_init_writes_a_file_that_changes_nothing(capsys: pytest.CaptureFixture[s
 
 
 def test_every_line_of_the_file_is_valid_when_uncommented() -> None:
-    text = "\n".join(line.removeprefix("#") for line in template().splitlines() if line[:2] != "# ")
-    assert yaml.safe_load(text).keys() == set(Settings.__struct_fields__)
+    lines = [line for line in template().splitlines() if not re.match(r"# \S", line)]
+    text = "\n".join(line.removeprefix("#") for line in lines)
+    assert yaml.safe_load(text).keys() == {*Settings.__struct_fields__, "models"}
     Path("modelmora.yaml").write_text(text)
     settings = load_settings(environ={"TRITON_CONTROL_SECRET": "s3cret"})
     assert settings.control_header == ("modelmora-control", "s3cret")
     assert settings.preload == ("sentence-transformers/all-MiniLM-L6-v2",)
     assert settings.port == Settings().port
+    first, second = read_catalog(Path("modelmora.yaml"), {})
+    assert (first.model_id, first.preload) == ("sentence-transformers/all-MiniLM-L6-v2", True)
+    assert second.source_url == (Path.cwd() / "models/my-model").as_uri()
+    assert second.pinned
 
 
 def test_init_refuses_to_overwrite(capsys: pytest.CaptureFixture[str]) -> None:

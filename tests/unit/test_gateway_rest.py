@@ -22,6 +22,8 @@ from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.metrics import Metrics
 from controlplane.registry.files import Progress
+from controlplane.registry.operation_store import OperationStore
+from controlplane.registry.operations import Operations
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from controlplane.triton.server import Endpoints
@@ -49,13 +51,14 @@ class RecordingInstaller:
     def __init__(self, store):
         self.store = store
         self.running = {}
+        self.operations = Operations(OperationStore(store.db))
         self.asked = []
 
-    def request(self, model_id, version):
+    def install(self, model_id, version):
         self.asked.append((model_id, version))
-        return self.store.set_status(
-            model_id, version or self.store.get(model_id).current_version, "downloading"
-        ) and self.store.get(model_id)
+        wanted = self.store.version(model_id, version)
+        self.store.set_status(model_id, wanted.version, "downloading")
+        return self.operations.begin(wanted)
 
     def progress(self, model_id):
         return self.running.get(model_id)
@@ -229,8 +232,12 @@ async def test_update_with_optimistic_lock(http, registered):
 async def test_download_answers_at_once(http, services, registered):
     answer = await http.post(f"/api/v1/models/{MODEL}/download")
     assert answer.status_code == 202
-    assert answer.json()["status"] == "downloading"
+    operation = answer.json()
+    assert (operation["status"], operation["kind"]) == ("pending", "install")
+    assert operation["links"]["model"] == f"/api/v1/models/{MODEL}"
+    assert answer.headers["Location"] == operation["links"]["self"]
     assert services.installer.asked == [(MODEL, None)]
+    assert (await http.get(operation["links"]["self"])).json() == operation
 
 
 async def test_delete_of_a_loaded_model_wants_force(http, ready):
@@ -324,7 +331,7 @@ async def test_subclasses_of_known_errors_are_mapped(http, services):
         (b"null", {"body"}),
         (b"[" * 100_0 + b"]" * 100_0, {"body"}),
         (b'{"model_id": 5, "task', {"body"}),
-        (b"{}", {"model_id", "task_type"}),
+        (b"{}", {"model_id"}),
         (json.dumps(NEW | {"modle_id": 1, "version": 2}).encode(), {"modle_id", "version"}),
         (
             json.dumps(NEW | {"resource_requirements": {"memory_mb": "12"}}).encode(),
@@ -484,13 +491,14 @@ async def test_openapi_document(http):
     assert document["info"]["version"] == "1.2.3"
     operations = [o for item in document["paths"].values() for o in item.values()]
     ids = [o["operationId"] for o in operations]
-    assert len(ids) == len(set(ids)) >= 31
+    assert len(ids) == len(set(ids)) >= 36
     assert all(o["tags"] and o["summary"] and o["description"] for o in operations)
     names = {p["name"] for o in operations for p in o.get("parameters", ())}
     assert names >= {
         *("org", "repo", "force"),
         *("task_type", "status", "search_text", "page", "page_size"),
         *("name", "environment", "version", "activity_id", "model", "upgrade", "prune"),
+        *("operation_id", "model_id", "kind", "Last-Event-ID"),
     }
     load = document["paths"]["/api/v1/models/{org}/{repo}/load"]["post"]
     assert load["requestBody"]["required"] is False

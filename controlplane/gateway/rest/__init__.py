@@ -10,6 +10,7 @@ from litestar.di import Provide
 
 from controlplane.gateway.http import HttpGateway
 from controlplane.gateway.rest import (
+    catalog,
     database,
     docs,
     events,
@@ -17,6 +18,7 @@ from controlplane.gateway.rest import (
     lifecycle,
     locks,
     models,
+    operations,
     system,
 )
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 API_ROUTES = [
     *models.ROUTES,
+    *operations.ROUTES,
+    *catalog.ROUTES,
     *lifecycle.ROUTES,
     *infer.ROUTES,
     *locks.ROUTES,

@@ -8,9 +8,9 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from controlplane.gateway.rest.etags import etag, is_unchanged, require_match
+from controlplane.gateway.rest.operation_schemas import OperationResponse
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import (
-    DownloadAccepted,
     DownloadRequest,
     ModelPage,
     ModelResponse,
@@ -22,6 +22,7 @@ from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.model import Model, ModelId
+from controlplane.registry.registration import register
 
 TAGS = ["Models"]
 _PATH = "/api/v1/models"
@@ -43,13 +44,13 @@ IfNoneMatch = Annotated[
     operation_id="registerModel",
     summary="Register a model",
     tags=TAGS,
-    responses=failures(400, 409, 413, 415),
+    responses=failures(400, 409, 413, 415, 502),
 )
 async def register_model(
     data: JSONBody[RegisterModelRequest], services: GivenServices
 ) -> ModelResponse:
-    """Enter a model in the catalog. Nothing is downloaded yet."""
-    model = services.store.register(data.to_domain())
+    """Enter a model in the catalog. Only small files are looked at, nothing is downloaded yet."""
+    model = await register(services.store, data.to_domain(), services.settings.data_dir)
     name_model(model.model_id)
     return ModelResponse.of(model)
 
@@ -185,19 +186,16 @@ async def download_model(
     repo: FromPath[str],
     services: GivenServices,
     data: JSONBody[DownloadRequest | None] = None,
-) -> DownloadAccepted:
-    """Start the installation; it runs on after this answer. Read the model to see how far it is."""
+) -> Response[OperationResponse]:
+    """Start the installation; it runs on after this answer, which is the operation to watch it by.
+
+    When one runs for this version already, it is that one; when the version is installed, the
+    operation that did it.
+    """
     name = model_name(org, repo)
-    wanted = data.version if data else None
-    model = services.installer.request(name, wanted)
-    version = next((v for v in model.versions if v.version == wanted), model.current)
-    ready = version.status == "ready"
-    return DownloadAccepted(
-        model_id=model.model_id,
-        version=version.version,
-        status=str(version.status),
-        message="It is installed already." if ready else "The installation runs.",
-    )
+    operation = services.installer.install(name, data.version if data else None)
+    body = OperationResponse.of(operation)
+    return Response(body, status_code=202, headers={"Location": body.links.self})
 
 
 @get(

@@ -73,7 +73,8 @@ def field_error(error: msgspec.ValidationError, below: str = "") -> dict[str, li
         path, message = [*path, match.group(1)], "is not a known field"
     elif match := _MISSING.fullmatch(message):
         path, message = [*path, match.group(1)], "is required"
-    return {".".join(part for part in path if part) or "body": [message]}
+    dotted = ".".join(part for part in path if part).replace(".[", "[")
+    return {dotted or "body": [message]}
 
 
 def _all_wrong_fields(value: Any, wanted: Any) -> dict[str, list[str]]:

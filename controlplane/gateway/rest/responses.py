@@ -52,6 +52,12 @@ _EXAMPLES = {
         f"Model '{_MODEL}' failed: Stub process is not healthy.",
         {"model_id": _MODEL},
     ),
+    502: (
+        "The hub does not answer",
+        "DOWNLOAD_FAILED",
+        f"{_MODEL} cannot be downloaded from https://huggingface.co now (HTTP 503).",
+        {},
+    ),
     507: (
         "The disk is full",
         "INSUFFICIENT_DISK",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from controlplane.registry.metadata import FACTS
 from controlplane.registry.model import Model, ModelChange, NewModel, ResourceRequirements
 
 if TYPE_CHECKING:
@@ -54,7 +55,13 @@ class Requirements(Request):
 
 class RegisterModelRequest(Request):
     model_id: Id
-    task_type: Annotated[str, Meta(description="What the model does.", examples=["txt2embed"])]
+    task_type: Annotated[
+        str | None,
+        Meta(
+            description="What the model does; left out, it is read from the model's own files.",
+            examples=["txt2embed"],
+        ),
+    ] = None
     version: Version = "main"
     display_name: str | None = None
     description: str | None = None
@@ -158,6 +165,10 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     measured_memory_mb: float | UnsetType = UNSET
     artefact_bytes: int | UnsetType = UNSET
     artefact: Json | UnsetType = UNSET
+    facts: Annotated[
+        Json | UnsetType,
+        Meta(description="What is known about the model: value, and source file|curated|explicit."),
+    ] = UNSET
     progress: ProgressBody | UnsetType = UNSET
 
     @classmethod
@@ -191,6 +202,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             measured_memory_mb=present(current.measured_memory_mb),
             artefact_bytes=present(current.artefact_bytes),
             artefact=_artefact(current.artefact),
+            facts=current.metadata.get(FACTS) or UNSET,
             progress=UNSET if progress is None else ProgressBody.of(progress),
             created_at=model.created_at,
             updated_at=model.updated_at,
@@ -230,13 +242,6 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
-
-
-class DownloadAccepted(msgspec.Struct, kw_only=True):
-    model_id: Id
-    version: Version
-    status: str
-    message: str
 
 
 # -- lifecycle ---------------------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""Server-sent events, line by line (WHATWG HTML, §9.2), and following an operation by them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from controlplane.client_types import Operation
+
+# The server says something every 15 s; three times nothing, and it is gone.
+SILENCE_SECONDS = 45.0
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of an operation of the client: read a stream until it ends or is left.
+
+    Attributes:
+        take: called with each line; True when no more is wanted.
+        timeout: seconds without a line.
+    """
+
+    path: str
+    take: Callable[[str], bool]
+    timeout: float = SILENCE_SECONDS
+
+
+class Follower:
+    """What the events of one operation said so far.
+
+    Attributes:
+        last: the newest state; None before the first.
+    """
+
+    def __init__(
+        self, on_operation: Callable[[Operation], None] | None, deadline: float | None
+    ) -> None:
+        self.last: Operation | None = None
+        self._on_operation = on_operation
+        self._deadline = deadline
+        self._data: list[str] = []
+
+    def take(self, line: str) -> bool:
+        """Read one line of the stream; True at the operation's end or the deadline."""
+        if line.startswith("data:"):
+            self._data.append(line[5:].removeprefix(" "))
+        elif line == "" and self._data:
+            self._event("\n".join(self._data))
+            self._data = []
+        ended = self.last is not None and self.last.finished
+        return ended or (self._deadline is not None and time.monotonic() >= self._deadline)
+
+    def _event(self, data: str) -> None:
+        self.last = msgspec.json.decode(data, type=Operation)
+        if self._on_operation is not None:
+            self._on_operation(self.last)

@@ -1,0 +1,358 @@
+"""What a model's own files say about it: task, dimensions, length, parameters, licence. No network.
+
+Each value is a `Fact` with where it comes from. Files come first, the curated list (`curated.py`)
+fills the gaps, what the user said wins over both (`merged`). Nothing here raises: a file that is
+missing, damaged or odd tells nothing, since the converter will say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
+from controlplane.registry.model import ResourceRequirements, TaskType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    Read = Callable[[str], bytes | None]
+
+FILE = "file"
+CURATED = "curated"
+EXPLICIT = "explicit"
+FACTS = "facts"  # their place in a version's metadata
+CARD = "README.md"
+CONFIG = "config.json"
+# What is worth asking the hub for before anything is downloaded; folders of modules.json beside.
+SMALL_FILES = (MODULES, CONFIG, CARD, "sentence_bert_config.json", "tokenizer_config.json")
+LARGEST_SMALL_FILE = 4 * 1024 * 1024
+_LARGEST_HEADER = 100_000_000  # safetensors' own limit
+_UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
+_NO_WEIGHTS = {"I64", "U64", "BOOL"}  # indices and masks, such as BERT's position_ids
+_ENGINE_BYTES = 4  # artefacts hold fp32
+
+_BY_PIPELINE = {
+    "sentence-similarity": TaskType.TXT2EMBED,
+    "feature-extraction": TaskType.TXT2EMBED,
+    "text-generation": TaskType.TXT2TXT,
+    "text2text-generation": TaskType.TXT2TXT,
+    "summarization": TaskType.TXT2TXT,
+    "translation": TaskType.TXT2TXT,
+    "text-to-image": TaskType.TXT2IMG,
+    "image-to-text": TaskType.IMG2TXT,
+    "image-text-to-text": TaskType.IMG2TXT,
+    "image-feature-extraction": TaskType.IMG2EMBED,
+    "image-to-image": TaskType.IMG2IMG,
+    "automatic-speech-recognition": TaskType.AUDIO2TXT,
+    "text-to-speech": TaskType.TXT2AUDIO,
+    "text-to-audio": TaskType.TXT2AUDIO,
+    "text-classification": TaskType.CLASSIFICATION,
+    "image-classification": TaskType.CLASSIFICATION,
+    "zero-shot-classification": TaskType.CLASSIFICATION,
+    "object-detection": TaskType.OBJECT_DETECTION,
+    "question-answering": TaskType.QUESTION_ANSWERING,
+}
+# The end of an architecture's name in config.json.
+_BY_ARCHITECTURE = {
+    "ForCausalLM": TaskType.TXT2TXT,
+    "ForSequenceClassification": TaskType.CLASSIFICATION,
+    "ForImageClassification": TaskType.CLASSIFICATION,
+    "ForQuestionAnswering": TaskType.QUESTION_ANSWERING,
+    "ForObjectDetection": TaskType.OBJECT_DETECTION,
+    "ForSpeechSeq2Seq": TaskType.AUDIO2TXT,
+    "ForCTC": TaskType.AUDIO2TXT,
+}
+# Encoders of text whose bare `…Model` is an embedding model for all that anybody does with it.
+_TEXT_ENCODERS = {
+    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
+    *("gemma3_text", "gte", "modernbert", "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta"),
+    *("nomic-bert", "xlm-roberta-xl"),
+}
+_POOLING_FLAGS = "pooling_mode_"
+
+
+class Fact(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value and where it comes from: `source` is file, curated or explicit."""
+
+    value: Any
+    source: str
+    file: str | None = None
+
+
+Facts = dict[str, Fact]
+
+
+def read_facts(read: Read) -> Facts:
+    """What the small files of a model tell.
+
+    Args:
+        read: a file's content by its path within the source; None when it has no such file.
+
+    Returns:
+        Any of task_type, vector_size, max_length, framework, library, license, language.
+    """
+    config, card = _object(read, CONFIG), _front_matter(read(CARD))
+    modules = _modules(read)
+    facts = {
+        "task_type": _task(modules, card, config),
+        "vector_size": _vector_size(read, modules, config),
+        "max_length": _max_length(read, modules, config),
+        "library": _text_fact(card, "library_name"),
+        "license": _text_fact(card, "license"),
+        "language": _languages(card),
+    }
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def module_configs(modules: bytes | None) -> tuple[str, ...]:
+    """Paths of the modules' own configurations that modules.json points to."""
+    folders = [path for _, path in _modules({MODULES: modules}.get) if path]
+    return tuple(f"{folder}/{CONFIG}" for folder in folders)
+
+
+def read_folder(folder: Path) -> Facts:
+    """All facts of a source on disk: `read_facts`, and its weights' headers.
+
+    Returns:
+        As `read_facts`, and parameters, dtype, framework, memory_mb where weights are safetensors.
+    """
+
+    def read(path: str) -> bytes | None:
+        try:
+            target = folder / path
+            return target.read_bytes() if target.stat().st_size <= LARGEST_SMALL_FILE else None
+        except OSError:
+            return None
+
+    return read_facts(read) | weight_facts(folder)
+
+
+def weight_facts(folder: Path) -> Facts:
+    """Exact parameter count and type out of the safetensors headers; no weight is read.
+
+    The weights are those at the root, or of the first folder that has any (a Transformer module).
+    """
+    for home in [folder, *sorted(path for path in folder.glob("*_*") if path.is_dir())]:
+        parts = sorted(home.glob("model*.safetensors"))
+        counted = [tensor_counts(part) for part in parts]
+        if counted and None not in counted:
+            return _weights(counted, parts[0].name if len(parts) == 1 else SAFE_INDEX)
+    return {}
+
+
+def _weights(counted: list[dict[str, int] | None], file: str) -> Facts:
+    by_dtype: dict[str, int] = {}
+    for counts in counted:
+        for dtype, count in (counts or {}).items():
+            if dtype not in _NO_WEIGHTS:
+                by_dtype[dtype] = by_dtype.get(dtype, 0) + count
+    total = sum(by_dtype.values())
+    if not total:
+        return {}
+    needs = ResourceRequirements.estimate(total * _ENGINE_BYTES)
+    most = max(by_dtype, key=lambda name: (by_dtype[name], name))
+    values = {
+        "parameters": total,
+        "dtype": most,
+        "framework": "pytorch",
+        "memory_mb": needs.memory_mb,
+    }
+    return {name: Fact(value, FILE, file) for name, value in values.items()}
+
+
+def tensor_counts(path: Path) -> dict[str, int] | None:
+    """Elements per type (`F32`, `BF16`, …) of a safetensors file; None when it is not one.
+
+    The format: eight bytes, little endian, the header's length; then the header, JSON, with
+    `dtype` and `shape` of each tensor (github.com/huggingface/safetensors, README).
+    """
+    try:
+        with path.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            if length > min(_LARGEST_HEADER, path.stat().st_size):
+                return None
+            header = json.loads(handle.read(length))
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        counts: dict[str, int] = {}
+        for tensor in tensors:
+            dtype = str(tensor["dtype"])
+            counts[dtype] = counts.get(dtype, 0) + math.prod(int(n) for n in tensor["shape"])
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return counts
+
+
+def merged(files: Facts, curated: Mapping[str, Any], explicit: Mapping[str, Any]) -> Facts:
+    """Everything known: explicit values before the files' before curated ones, by name."""
+    facts = {name: Fact(value, CURATED) for name, value in curated.items() if value is not None}
+    facts |= files
+    facts |= {name: Fact(value, EXPLICIT) for name, value in explicit.items() if value is not None}
+    return dict(sorted(facts.items()))
+
+
+def to_metadata(facts: Facts) -> dict[str, Any]:
+    """Facts as they are kept in a version's metadata, under `FACTS`."""
+    known: dict[str, Any] = msgspec.to_builtins(facts)
+    return known
+
+
+def explicit_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the user gave, out of a version's metadata."""
+    try:
+        facts = msgspec.convert(metadata.get(FACTS) or {}, dict[str, Fact])
+    except msgspec.ValidationError:  # the user's own `facts`, which are none of ours
+        return {}
+    return {name: fact.value for name, fact in facts.items() if fact.source == EXPLICIT}
+
+
+# -- single facts --------------------------------------------------------------------------------
+
+
+def _task(
+    modules: list[tuple[str, str]], card: Mapping[str, Any], config: Mapping[str, Any]
+) -> Fact | None:
+    kinds = {kind for kind, _ in modules}
+    if "CLIPModel" in kinds:
+        return Fact(TaskType.IMG2EMBED.value, FILE, MODULES)
+    if "Transformer" in kinds and not any("Splade" in kind for kind in kinds):
+        return Fact(TaskType.TXT2EMBED.value, FILE, MODULES)
+    tagged = _BY_PIPELINE.get(str(card.get("pipeline_tag")))
+    if tagged is not None:
+        return Fact(tagged.value, FILE, CARD)
+    built = _by_architecture(config)
+    return None if built is None else Fact(built.value, FILE, CONFIG)
+
+
+def _by_architecture(config: Mapping[str, Any]) -> TaskType | None:
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    for ending, task in _BY_ARCHITECTURE.items():
+        if architecture.endswith(ending):
+            return task
+    encoder = architecture.endswith("Model") and config.get("model_type") in _TEXT_ENCODERS
+    return TaskType.TXT2EMBED if encoder else None
+
+
+def _vector_size(
+    read: Read, modules: list[tuple[str, str]], config: Mapping[str, Any]
+) -> Fact | None:
+    """Of the last module that says so; the hidden size of a model without modules."""
+    for kind, folder in reversed(modules):
+        path = f"{folder}/{CONFIG}" if folder else CONFIG
+        if kind == "Dense" and (size := _count(_object(read, path).get("out_features"))):
+            return Fact(size, FILE, path)
+        if kind == "Pooling" and (size := _pooled(_object(read, path))):
+            return Fact(size, FILE, path)
+    size = _count(config.get("hidden_size")) or _count(config.get("dim"))
+    return Fact(size, FILE, CONFIG) if size else None
+
+
+def _pooled(config: Mapping[str, Any]) -> int | None:
+    """Several ways of pooling are put one behind the other."""
+    size = _count(config.get("word_embedding_dimension")) or _count(
+        config.get("embedding_dimension")
+    )
+    mode = config.get("pooling_mode")
+    if isinstance(mode, list):
+        ways = len(mode)
+    elif mode is not None:
+        ways = 1
+    else:
+        ways = sum(bool(value) for name, value in config.items() if name.startswith(_POOLING_FLAGS))
+    return size * (ways or 1) if size else None
+
+
+def _max_length(
+    read: Read, modules: list[tuple[str, str]], config: Mapping[str, Any]
+) -> Fact | None:
+    home = next((folder for kind, folder in modules if kind == "Transformer"), "")
+    prefix = f"{home}/" if home else ""
+    sentence = f"{prefix}sentence_bert_config.json"
+    if length := _count(_object(read, sentence).get("max_seq_length")):
+        return Fact(length, FILE, sentence)
+    tokenizer = f"{prefix}tokenizer_config.json"
+    limits = {
+        tokenizer: _count(_object(read, tokenizer).get("model_max_length")),
+        CONFIG: _positions(config),
+    }
+    known = {file: limit for file, limit in limits.items() if limit and limit < _UNLIMITED}
+    if not known:
+        return None
+    file = min(known, key=lambda name: known[name])
+    return Fact(known[file], FILE, file)
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Positions a text may take: RoBERTa and its kin count theirs from behind the padding id."""
+    limit = _count(config.get("max_position_embeddings"))
+    if limit and config.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        padding = config.get("pad_token_id")
+        return limit - (padding if isinstance(padding, int) else 1) - 1
+    return limit
+
+
+def _text_fact(card: Mapping[str, Any], name: str) -> Fact | None:
+    value = card.get(name)
+    return Fact(value.strip(), FILE, CARD) if isinstance(value, str) and value.strip() else None
+
+
+def _languages(card: Mapping[str, Any]) -> Fact | None:
+    value = card.get("language")
+    named = value if isinstance(value, list) else [value]
+    # YAML reads the language code `no` as false.
+    codes = ["no" if code is False else code for code in named]
+    texts = [code for code in codes if isinstance(code, str) and code]
+    return Fact(texts, FILE, CARD) if texts else None
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _count(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        return None
+    return value
+
+
+def _object(read: Read, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(read(path) or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _modules(read: Read) -> list[tuple[str, str]]:
+    """Kind and folder of each module, in order; empty for what is no sentence-transformer."""
+    try:
+        entries = json.loads(read(MODULES) or b"[]")
+        found = [
+            (str(entry["type"]).rpartition(".")[2], str(entry["path"]).strip("/"))
+            for entry in entries
+        ]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [(kind, path) for kind, path in found if not path or is_plain_path(path)]
+
+
+def _front_matter(content: bytes | None) -> dict[str, Any]:
+    """The YAML between the two `---` at the beginning of a model card."""
+    text = (content or b"").decode("utf-8", errors="replace").lstrip("\ufeff")
+    lines = text.splitlines()
+    if not lines or lines[0].strip() != "---":
+        return {}
+    end = next((i for i, line in enumerate(lines[1:], 1) if line.strip() == "---"), None)
+    if end is None:
+        return {}
+    try:
+        value = yaml.safe_load("\n".join(lines[1:end]))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
