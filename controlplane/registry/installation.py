@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from controlplane.errors import DownloadFailed, ExportFailed
+from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.disk import remove_tree, reporting_full_disk, require_space
 from controlplane.registry.files import FetchedSource, Progress, SourceFile, source_checksum
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
-from controlplane.registry.sources import HubLimits, fetch
+from controlplane.registry.sources import HubLimits, fetch, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class Workshop:
         self.converter = converter
         self.limits = limits
         self.downloads = settings.data_dir.absolute() / "downloads"
+        self.cache = BlobCache(settings.data_dir.absolute() / "cache", self.downloads)
         self.threads = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download")
         self.downloading = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
         # A conversion takes all cores and several times the model's size in memory.
@@ -113,7 +115,8 @@ class Installation:
             self.version.revision or self.version.version,
             self._model.source_url,
             self._source,
-            allow_pickle=self._shop.settings.allow_pickle,
+            cache=self._shop.cache,
+            rules=rules_of(self._shop.settings),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,
