@@ -14,6 +14,9 @@ from urllib.parse import quote
 import msgspec
 
 from controlplane.client_types import (
+    CacheContent,
+    CachePruned,
+    CacheVerified,
     DownloadAccepted,
     Health,
     InferResult,
@@ -200,6 +203,22 @@ def settings() -> Steps[dict[str, Any]]:
     return _ask("GET", "/api/v1/settings", dict[str, Any])
 
 
+def cache(limit: int = 100) -> Steps[CacheContent]:
+    """Files that versions share, the largest `limit` of them listed, and broken-off downloads."""
+    return _ask("GET", "/api/v1/cache", CacheContent, params={"limit": limit}, timeout=None)
+
+
+def prune_cache(*, dry_run: bool = False) -> Steps[CachePruned]:
+    """Remove what no version uses; `dry_run` only says what that is."""
+    body = {"dry_run": dry_run}
+    return _ask("POST", "/api/v1/cache/prune", CachePruned, json=body, timeout=None)
+
+
+def verify_cache() -> Steps[CacheVerified]:
+    """Hash every file of the cache; returns when all have been read."""
+    return _ask("POST", "/api/v1/cache/verify", CacheVerified, timeout=None)
+
+
 def health() -> Steps[Health]:
     """Whether the server runs."""
     return _ask("GET", "/health", Health)
@@ -245,7 +264,7 @@ def install(
     Args:
         version: branch, tag or commit; None takes the current version, `main` for a new model.
         task_type: None takes txt2embed for a new model.
-        source_url: `file:///…` as the server sees it; None takes the hub.
+        source_url: `file:///…` as the server sees it, `https://…` or `s3://…`; None takes the hub.
         on_progress: called about four times a second.
         timeout: seconds to wait; None waits for ever.
 

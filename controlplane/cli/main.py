@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, exits, infer, models, runtime, serve
+from controlplane.cli import base, cache, config, exits, infer, models, runtime, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,7 @@ for _command in (
     infer.infer,
     runtime.health,
     models.uninstall,
+    cache.cache,
     config.config,
 ):
     cli.add_command(_command)

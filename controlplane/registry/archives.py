@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from typing_extensions import Self
+
     from controlplane.registry.files import SourceRules
     from controlplane.registry.intake import Intake
 
@@ -42,8 +44,17 @@ _MOST_ENTRIES = 10_000
 # Weights hardly shrink at all; small files may.
 _LARGEST_RATIO = 100
 _FREE_OF_RATIO = 100 * _MB
-# The largest header that tarfile may read into memory at once (names, pax records).
-_LARGEST_READ = 16 * _MB
+# What tarfile reads into memory as a whole: long names and pax records.
+_HEADERS = frozenset(
+    {
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    }
+)
+_LARGEST_HEADER = _MB
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
 
 
@@ -151,9 +162,13 @@ def _opened(archive: Path, max_bytes: int) -> Iterator[_Tar | _Zip]:
         return
     opening = cast(
         "Callable[[Path], IO[bytes]]",
-        {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], open),
+        {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(magic[:2], _plainly),
     )
     yield _Tar(lambda: _Bounded(opening(archive), 2 * max_bytes))
+
+
+def _plainly(archive: Path) -> IO[bytes]:
+    return archive.open("rb")
 
 
 class _Zip:
@@ -203,14 +218,25 @@ class _Tar:
     def _members(self) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
         with (
             self._opening() as stream,
-            tarfile.open(fileobj=cast("Any", stream), mode="r|") as archive,
+            tarfile.open(fileobj=cast("Any", stream), mode="r|", tarinfo=_Entry) as archive,
         ):
             for member in archive:
                 yield archive, member
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry whose header does not fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in _HEADERS and entry.size > _LARGEST_HEADER:
+            raise SourceRefused("The archive has a header of unreasonable size.")
+        return entry
+
+
 class _Bounded:
-    """A stream that ends in an error before it fills memory or runs for ever."""
+    """A stream that ends in an error before it runs for ever."""
 
     def __init__(self, stream: IO[bytes], most: int) -> None:
         self._stream = stream
@@ -223,8 +249,6 @@ class _Bounded:
         self._stream.close()
 
     def read(self, size: int) -> bytes:
-        if size > _LARGEST_READ:
-            raise SourceRefused("The archive has a header of unreasonable size.")
         content = self._stream.read(size)
         self._left -= len(content)
         if self._left < 0:

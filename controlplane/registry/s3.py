@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -165,7 +165,7 @@ class S3:
         )
         # Only what S3 encrypts with its own keys, or not at all, has its MD5 as ETag.
         self._plain_md5 = answer.get("ServerSideEncryption") in (None, "AES256")
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:
             yield Answer(start, body.iter_chunks(_CHUNK))
 
     def _verify(self, item: _Object, target: FileIntake) -> None:

@@ -128,7 +128,8 @@ class Web:
             if head.size is not None:
                 intake.check_size(head.size)
                 intake.expect(head.size, here=head.start)
-            chunks = iter(lambda: response.read(_CHUNK), b"")
+            # read1: what came before a silence is not lost
+            chunks = iter(lambda: response.read1(_CHUNK), b"")
             yield Answer(head.start, chunks, head.size, head.validator)
 
     @contextmanager
@@ -140,11 +141,11 @@ class Web:
                 path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
                 query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
                 connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
-                response = connection.getresponse()
-                location = response.getheader("Location")
-                if response.status not in _MOVED or location is None:
-                    yield response
-                    return
+                with connection.getresponse() as response:
+                    location = response.getheader("Location")
+                    if response.status not in _MOVED or location is None:
+                        yield response
+                        return
                 address = urldefrag(urljoin(address, location)).url
             finally:
                 connection.close()

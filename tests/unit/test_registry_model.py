@@ -32,6 +32,7 @@ from controlplane.registry.model import (
     check_version_name,
     version_sort_key,
 )
+from controlplane.registry.source_url import SourceUrl, parse_source_url
 
 _PART = st.from_regex(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,30}[A-Za-z0-9_])?", fullmatch=True)
 PARTS = _PART.filter(lambda part: "--" not in part and ".." not in part)
