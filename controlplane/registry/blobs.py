@@ -3,6 +3,7 @@
     cache/blobs/sha256/ab/abcdef…   whole files, read-only, named by their SHA-256
     cache/partial/{key}             files on their way in; kept when a download breaks off
     cache/partial/{key}.json        whose they are, and of which content (see `Note`)
+    cache/names/{key}               what sources call a blob: its SHA-256 behind an ETag or git id
 
 A version's download folder has hard links to the blobs, so that a file's link count says whether
 anybody needs it, at any moment and after any crash; where links are impossible it has copies. A
@@ -48,6 +49,13 @@ class Note(msgspec.Struct, frozen=True):
     owner: str
     path: str
     validator: str | None = None
+
+
+class Name(msgspec.Struct, frozen=True):
+    """Which blob a source's file was, while it had that validator."""
+
+    validator: str
+    sha256: str
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +112,7 @@ class BlobCache:
     def __init__(self, root: Path, downloads: Path) -> None:
         self._blobs = root / "blobs" / "sha256"
         self._partial = root / "partial"
+        self._names = root / "names"
         self._downloads = downloads
         self._lock = threading.Condition()
         self._busy: set[str] = set()
@@ -164,6 +173,21 @@ class BlobCache:
         except FileNotFoundError:
             return None
 
+    def remember(self, key: str, validator: str, sha256: str) -> None:
+        """Note which blob a source's file is, for sources that do not say its SHA-256."""
+        self._names.mkdir(parents=True, exist_ok=True)
+        staged = self._names / f"{key}.new"
+        staged.write_bytes(msgspec.json.encode(Name(validator, sha256)))
+        staged.replace(self._names / key)
+
+    def known(self, key: str, validator: str) -> str | None:
+        """The SHA-256 of a source's file, if it was received with that validator."""
+        try:
+            name = msgspec.json.decode((self._names / key).read_bytes(), type=Name)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return name.sha256 if name.validator == validator else None
+
     def has(self, sha256: str) -> bool:
         """True when a blob of that name is there, intact or not."""
         return self._path(sha256).exists()
@@ -195,7 +219,18 @@ class BlobCache:
             size = part.stat().st_size if part.exists() else 0
             if self._remove_partial(part, dry_run=dry_run):
                 parts, freed = parts + 1, freed + size
+        if not dry_run:
+            self._prune_names()
         return Pruned(dry_run=dry_run, blobs=count, partials=parts, freed_bytes=freed)
+
+    def _prune_names(self) -> None:
+        for path in list(self._names.glob("*")):
+            try:
+                stale = not self.has(msgspec.json.decode(path.read_bytes(), type=Name).sha256)
+            except (OSError, msgspec.DecodeError):
+                stale = True
+            if stale:
+                path.unlink(missing_ok=True)
 
     def _remove_unlinked(self, path: Path, *, dry_run: bool = False) -> bool:
         """Remove a blob that nothing else is linked to; True if there was one."""

@@ -165,6 +165,8 @@ class Hub:
         )
         # Each of them names the content, so that what is left of it may be continued.
         content = _digest_name(entry) or "hub-" + hashlib.sha256(url.encode()).hexdigest()
+        if intake.reuse_known(entry.rfilename, content, content):
+            return
         with intake.receiving(entry.rfilename, key=content, validator=content) as target:
             self._download(url, target, entry.size)
             if target.resumed and not self._is_right(entry, target):

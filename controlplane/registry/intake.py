@@ -134,6 +134,11 @@ class Intake:
         self._files[path] = SourceFile(path, size, sha256)
         return True
 
+    def reuse_known(self, path: str, key: str, validator: str) -> bool:
+        """As `reuse`, for a file that was received with this key and validator before."""
+        sha256 = self.cache.known(key, validator)
+        return sha256 is not None and self.reuse(path, sha256)
+
     @contextmanager
     def receiving(
         self, path: str, *, key: str | None = None, validator: str | None = None
@@ -158,6 +163,8 @@ class Intake:
         file = target.finish()
         self.cache.adopt(target.part, file.sha256, self._target(file.path))
         self._files[file.path] = file
+        if target.name is not None:
+            self.cache.remember(target.part.name, target.name, file.sha256)
         return file
 
     def has(self, path: str) -> bool:
@@ -295,6 +302,11 @@ class FileIntake:
         if validator != self.validator:
             self.validator = validator
             self._write_note()
+
+    @property
+    def name(self) -> str | None:
+        """The validator, where it holds beyond this fetch."""
+        return self.validator if self._keep else None
 
     def sync(self) -> SourceFile:
         """Write everything to the disk; what was received."""

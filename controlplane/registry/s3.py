@@ -140,14 +140,18 @@ class S3:
         return {item.key.removeprefix(prefix): item for item in found if item.key[-1:] != "/"}
 
     def _receive(self, name: str, item: _Object, intake: Intake) -> None:
-        with self._received(name, item, intake) as target:
-            intake.take(target)
+        if not intake.reuse_known(name, self._file_key(item), item.tag):
+            with self._received(name, item, intake) as target:
+                intake.take(target)
+
+    def _file_key(self, item: _Object) -> str:
+        where = f"{self._client.meta.endpoint_url}/{self._bucket}/{item.key}"
+        return "s3-" + hashlib.sha256(where.encode()).hexdigest()
 
     @contextmanager
     def _received(self, name: str, item: _Object, intake: Intake) -> Iterator[FileIntake]:
         """An object, whole and compared with its MD5 where its ETag is one."""
-        where = f"{self._client.meta.endpoint_url}/{self._bucket}/{item.key}"
-        key = "s3-" + hashlib.sha256(where.encode()).hexdigest()
+        key = self._file_key(item)
         with intake.receiving(name, key=key, validator=item.tag) as target:
             self._persistently(
                 lambda: receive_once(target, partial(self._ask, item), item.size),
