@@ -105,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(match[1]) if match and self.headers.get("If-Range") in (None, tag) else 0
         if fault.kind == "other_range":
             start = int(match[1]) - 10 if match else 0
+        if start >= len(content) > 0:
+            self._head(416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+            return
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if fault.kind == "corrupt":

@@ -17,7 +17,7 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from controlplane.errors import ArtifactNotAccessible, SourceRefused
+from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeights
 from controlplane.registry.files import (
     CONFIG,
     MODULES,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from controlplane.registry.files import SourceRules
-    from controlplane.registry.intake import Intake
+    from controlplane.registry.intake import FileIntake, Intake
 
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024
@@ -58,16 +58,29 @@ _LARGEST_HEADER = _MB
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
 
 
-def unpack(archive: Path, where: str, intake: Intake, rules: SourceRules) -> None:
-    """Take the model's files out of an archive.
+def unpack(received: FileIntake, where: str, intake: Intake, rules: SourceRules) -> None:
+    """Take the model's files out of an archive, which is not kept then.
 
     The model is at the archive's top, or in the one folder that is there.
+
+    Args:
+        received: the archive, whole; it stays for the next attempt if this one is broken off.
 
     Raises:
         SourceRefused: the archive could escape its folder, or grows out of bounds.
         ArtifactNotAccessible: it cannot be read, or has no model.
         UnsafeWeights, InsufficientDisk, FetchCancelled.
     """
+    received.sync()
+    try:
+        _unpack(received.part, where, intake, rules)
+    except (ArtifactNotAccessible, SourceRefused, UnsafeWeights):
+        received.forget()
+        raise
+    received.forget()
+
+
+def _unpack(archive: Path, where: str, intake: Intake, rules: SourceRules) -> None:
     try:
         with _opened(archive, rules.max_bytes) as reader:
             _take(reader, archive, where, intake, rules)

@@ -249,8 +249,8 @@ class BlobCache:
             if part.name in self._busy:
                 return False
             if not dry_run:
-                part.unlink(missing_ok=True)
-                note_path(part).unlink(missing_ok=True)
+                for path in (part, note_path(part), part.with_suffix(".new")):
+                    path.unlink(missing_ok=True)
         return True
 
     # -- looking ---------------------------------------------------------------------------------

@@ -92,8 +92,7 @@ class S3:
         intake.expect(found.size)
         name = self._key.rpartition("/")[2]
         with self._received(name, found, intake) as target:
-            unpack(target.part, self._url, intake, rules)
-            target.forget()
+            unpack(target, self._url, intake, rules)
 
     def _fetch_folder(
         self, objects: dict[str, _Object], intake: Intake, rules: SourceRules

@@ -84,8 +84,7 @@ def fetch_web_archive(
                 "kept where the server lets it be continued."
             ) from error
         _verify(target, url.shown, url.sha256 or web.announced)
-        unpack(target.part, url.shown, intake, rules)
-        target.forget()
+        unpack(target, url.shown, intake, rules)
     return intake.finish(None, url.shown)
 
 
@@ -122,6 +121,9 @@ class Web:
         if target.received and target.validator is not None:
             headers |= {"Range": f"bytes={target.received}-", "If-Range": target.validator}
         with _failures(urlsplit(address).netloc), self._follow(address, headers) as response:
+            if _is_whole(response, target):
+                yield Answer(target.received, iter(()), target.received)
+                return
             _check_status(response, address)
             head = _head(response)
             self.announced = head.sha256
@@ -182,7 +184,7 @@ class Web:
             )
 
     def _open(self, addresses: list[tuple[object, ...]]) -> socket.socket:
-        failure: OSError | None = None
+        failure = "the name has no address"
         for address in addresses:
             family = socket.AF_INET6 if ":" in str(address[0]) else socket.AF_INET
             plain = socket.socket(family, socket.SOCK_STREAM)
@@ -191,10 +193,10 @@ class Web:
                 plain.connect(address)
             except OSError as error:
                 plain.close()
-                failure = error
+                failure = str(error) or type(error).__name__
             else:
                 return plain
-        raise failure or OSError("the name has no address")
+        raise Transient(failure)
 
 
 def _secured(plain: socket.socket, host: str) -> ssl.SSLSocket:
@@ -212,10 +214,18 @@ def _failures(host: str) -> Iterator[None]:
             f"The certificate of {host} is not trusted ({error.verify_message}). For one of your "
             "own authority, name its file with SSL_CERT_FILE."
         ) from error
+    except ValueError as error:
+        raise DownloadFailed(f"{host} leads to what is no address ({error}).") from error
     except http.client.HTTPException as error:
         raise Transient(f"not an HTTP answer: {type(error).__name__}") from error
     except (ConnectionError, TimeoutError, ssl.SSLError, socket.gaierror) as error:
         raise Transient(str(error) or type(error).__name__) from error
+
+
+def _is_whole(response: http.client.HTTPResponse, target: FileIntake) -> bool:
+    """Nothing is missing: all had come before the last attempt was killed (RFC 9110 §15.5.17)."""
+    length = f"bytes */{target.received}"
+    return response.status == 416 and response.getheader("Content-Range") == length
 
 
 def _check_status(response: http.client.HTTPResponse, address: str) -> None:

@@ -251,6 +251,7 @@ async def test_installing_a_ready_version_again_changes_nothing(installed: Regis
 async def test_uninstalling_removes_everything(installed: Registry) -> None:
     await installed.installer.uninstall(NAME)
     assert installed.leftovers() == []
+    assert installed.blobs() == []
     with pytest.raises(ModelNotFound):
         installed.store.get(MODEL)
     with pytest.raises(ModelNotFound):

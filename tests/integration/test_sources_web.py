@@ -28,7 +28,14 @@ from controlplane.registry.blobs import BlobCache
 from controlplane.registry.intake import Intake, Stop
 from controlplane.registry.model import ModelId
 from controlplane.registry.source_url import SourceUrl, parse_source_url
-from controlplane.registry.sources import FetchedSource, HubLimits, Progress, SourceRules, fetch
+from controlplane.registry.sources import (
+    FetchCancelled,
+    FetchedSource,
+    HubLimits,
+    Progress,
+    SourceRules,
+    fetch,
+)
 from controlplane.registry.web import fetch_web_archive
 from tests.webserver import Fault, WebServer
 
@@ -73,14 +80,13 @@ class Fetcher:
         self.told: list[Progress] = []
 
     def __call__(self, source: str, **others: Any) -> FetchedSource:
-        settings = {"rules": OPEN, "limits": QUICK}
+        settings = {"rules": OPEN, "limits": QUICK, "progress": self.told.append}
         return fetch(
             ModelId("org", "name"),
             "main",
             source,
             self.destination,
             cache=self.cache,
-            progress=self.told.append,
             cancelled=self.cancelled,
             **(settings | others),
         )
@@ -189,6 +195,7 @@ def test_an_archive_that_means_harm_is_refused_whole(
     with pytest.raises(SourceRefused):
         fetched(f"{web.url}/{name}")
     assert not list(tmp_path.rglob("evil"))
+    assert fetched.partials() == []
     assert not fetched.destination.exists()
 
 
@@ -275,6 +282,23 @@ def test_another_call_goes_on_where_the_first_gave_up(web: WebServer, fetched: F
     assert fetched.told[-1].bytes_done == fetched.told[-1].bytes_total
 
 
+def test_an_archive_that_had_come_whole_is_not_fetched_again(
+    web: WebServer, fetched: Fetcher
+) -> None:
+    """As after a kill -9 while its files were being taken out."""
+    content = web.files["/m.tgz"] = tar(FILES)
+
+    def cancel(progress: Progress) -> None:
+        if progress.step == "config.json":
+            fetched.cancelled.set()
+
+    with pytest.raises(FetchCancelled):
+        fetched(f"{web.url}/m.tgz", progress=cancel)
+    fetched.cancelled.clear()
+    fetched(f"{web.url}/m.tgz")
+    assert web.sent == len(content)
+
+
 @pytest.mark.parametrize("fault", ["none", "other_range"])
 def test_a_file_that_changed_in_between_is_not_put_together(
     web: WebServer, fetched: Fetcher, fault: str
@@ -347,6 +371,10 @@ def test_redirects_end(web: WebServer, fetched: Fetcher) -> None:
     web.faults["/b.tgz"] = [Fault("redirect", status=307, headers={"Location": "/b.tgz"})] * 99
     with pytest.raises(DownloadFailed, match="loop"):
         fetched(f"{web.url}/b.tgz")
+    for target in ("http://127.0.0.1:99999/", "http://[::1/m"):
+        web.faults["/d.tgz"] = [Fault("redirect", status=301, headers={"Location": target})]
+        with pytest.raises(DownloadFailed, match="no address"):
+            fetched(f"{web.url}/d.tgz")
     for target in ("ftp://host/m", "file:///etc/passwd", "https:///"):
         web.faults["/c.tgz"] = [Fault("redirect", status=301, headers={"Location": target})]
         with pytest.raises(DownloadFailed, match="not to https"):
