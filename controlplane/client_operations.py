@@ -16,6 +16,9 @@ import msgspec
 from controlplane.client_sse import SILENCE_SECONDS, Follower, Listen
 from controlplane.client_types import (
     Backup,
+    CacheContent,
+    CachePruned,
+    CacheVerified,
     CatalogSync,
     Event,
     EventPage,
@@ -290,6 +293,22 @@ def settings() -> Steps[dict[str, Any]]:
     return _ask("GET", "/api/v1/settings", dict[str, Any])
 
 
+def cache(limit: int = 100) -> Steps[CacheContent]:
+    """Files that versions share, the largest `limit` of them listed, and broken-off downloads."""
+    return _ask("GET", "/api/v1/cache", CacheContent, params={"limit": limit}, timeout=None)
+
+
+def prune_cache(*, dry_run: bool = False) -> Steps[CachePruned]:
+    """Remove what no version uses; `dry_run` only says what that is."""
+    body = {"dry_run": dry_run}
+    return _ask("POST", "/api/v1/cache/prune", CachePruned, json=body, timeout=None)
+
+
+def verify_cache() -> Steps[CacheVerified]:
+    """Hash every file of the cache; returns when all have been read."""
+    return _ask("POST", "/api/v1/cache/verify", CacheVerified, timeout=None)
+
+
 def health() -> Steps[Health]:
     """Whether the server runs."""
     return _ask("GET", "/health", Health)
@@ -405,7 +424,7 @@ def install(
     Args:
         version: branch, tag or commit; None takes the current version, `main` for a new model.
         task_type: None has the server read it from the model's files.
-        source_url: `file:///…` as the server sees it; None takes the hub.
+        source_url: `file:///…` as the server sees it, `https://…` or `s3://…`; None takes the hub.
         on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
 

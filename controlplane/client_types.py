@@ -79,6 +79,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int | None = None
     bytes_total: int | None = None
     rate: float | None = None
+    bytes_per_second: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,3 +328,43 @@ class Backup(msgspec.Struct, frozen=True, kw_only=True):
     models: int
     events: int
     schema: str
+
+
+# -- cache -------------------------------------------------------------------------------------
+
+
+class CacheBlob(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is stored once; `users` are `{triton_name}/{triton_version}`."""
+
+    sha256: str
+    size: int
+    users: tuple[str, ...] = ()
+
+
+class CacheContent(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the cache; sizes in bytes."""
+
+    blobs: tuple[CacheBlob, ...]
+    blob_count: int
+    bytes: int
+    unused_bytes: int
+    saved_bytes: int
+    partials: int
+    partial_bytes: int
+
+
+class CachePruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What was, or with `dry_run` would be, removed."""
+
+    dry_run: bool
+    blobs: int
+    partials: int
+    freed_bytes: int
+
+
+class CacheVerified(msgspec.Struct, frozen=True, kw_only=True):
+    """How much was hashed, and what was not as it should be."""
+
+    blobs: int
+    bytes: int
+    damaged: tuple[CacheBlob, ...] = ()

@@ -247,6 +247,12 @@ class UnsafeWeights(ModelMoraError):
         )
 
 
+class SourceRefused(ModelMoraError):
+    """The source can be had, but a rule of safety forbids it; the message names the way out."""
+
+    code = "SOURCE_REFUSED"
+
+
 class ExportFailed(ModelMoraError):
     """The converter refused or broke; nothing was published."""
 

@@ -48,6 +48,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         idle_ttl: unload a model after so many idle seconds; None means never.
         preload: model ids to load at start, in order.
         allow_pickle: read pickled weights (they can run code) where a source has no safetensors.
+        allow_http: sources over http://, which anybody on the way can change.
+        allow_private_sources: sources at addresses of private networks and of this machine.
+        max_source_mb: largest source of a version; also the largest archive.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
@@ -69,6 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console", "auto"] = "auto"
     allow_pickle: bool = False
+    allow_http: bool = False
+    allow_private_sources: bool = False
+    max_source_mb: int = 100_000
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
     triton_grpc_url: str | None = None
@@ -330,6 +336,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "request_timeout": (0.001, 600, "seconds above 0, at most 600"),
     "install_timeout": (1, 7 * 86_400, "seconds, at least 1"),
     "idle_ttl": (0.001, 10**9, "seconds above 0, or leave it out for never"),
+    "max_source_mb": (1, 10**9, "megabytes, at least 1"),
     "max_request_bytes": (1024, 2**40, "bytes, at least 1024"),
 }
 

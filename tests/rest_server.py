@@ -179,6 +179,18 @@ CATALOG_SYNC = {
         }
     ],
 }
+
+BLOB = {"sha256": "ab" * 32, "size": 90_868_376, "users": ["org--name/1", "org--name/2"]}
+CACHE = {
+    "blobs": [BLOB],
+    "blob_count": 2,
+    "bytes": 90_869_000,
+    "unused_bytes": 624,
+    "saved_bytes": 90_868_376,
+    "partials": 1,
+    "partial_bytes": 1024,
+}
+PRUNED = {"dry_run": False, "blobs": 1, "partials": 1, "freed_bytes": 1648}
 RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/api/v1/models"): (200, page(model())),
     ("POST", "/api/v1/models"): (201, model("registered")),
@@ -196,6 +208,9 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", INFER_PATH): (200, INFERRED),
     ("GET", "/api/v1/status"): (200, STATUS),
     ("GET", "/api/v1/settings"): (200, {"port": 8000, "preload": []}),
+    ("GET", "/api/v1/cache"): (200, CACHE),
+    ("POST", "/api/v1/cache/prune"): (200, PRUNED),
+    ("POST", "/api/v1/cache/verify"): (200, {"blobs": 2, "bytes": 1200, "damaged": []}),
     ("GET", "/health"): (200, HEALTH),
     ("GET", "/health/ready"): (200, READY),
     ("GET", "/health/models"): (200, MODELS_HEALTH),

@@ -9,6 +9,7 @@ import click
 
 from controlplane.cli import (
     base,
+    cache,
     catalog,
     config,
     db,
@@ -65,6 +66,7 @@ for _command in (
     sync.verify,
     operations.operations,
     catalog.catalog,
+    cache.cache,
     config.config,
 ):
     cli.add_command(_command)

@@ -50,6 +50,21 @@ SETTINGS = (
         "flag",
     ),
     Setting(
+        "allow_http",
+        "",
+        "Take sources over http://, which anybody on the way can change.",
+        "false",
+        "flag",
+    ),
+    Setting(
+        "allow_private_sources",
+        "",
+        "Take sources from addresses of private networks and of this machine.",
+        "false",
+        "flag",
+    ),
+    Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
+    Setting(
         "allow_unauthenticated_network",
         "",
         "Let --host be reachable from other machines although nobody has to log in.",

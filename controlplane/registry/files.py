@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from controlplane.errors import ArtifactNotAccessible, UnsafeWeights
+from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+RECORD = ".source.json"  # beside a source's files: what was received
 MODULES = "modules.json"
+CONFIG = "config.json"
 SAFE_INDEX = "model.safetensors.index.json"
 _PICKLE_INDEX = "pytorch_model.bin.index.json"
 _SAFE_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -54,6 +56,23 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     fraction: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
+    bytes_per_second: float | None = None
+
+
+class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator allows of sources.
+
+    Attributes:
+        allow_pickle: pickled weights, where a source has no others.
+        allow_http: sources without TLS.
+        allow_private: addresses of private networks and of this machine.
+        max_bytes: the largest source, and the largest archive.
+    """
+
+    allow_pickle: bool = False
+    allow_http: bool = False
+    allow_private: bool = False
+    max_bytes: int = 100_000 * 1024 * 1024
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -210,4 +229,25 @@ def check_shards(index: bytes, index_path: str, files: Iterable[str], where: str
             f"{where} lacks {missing[0]}"
             + (f" and {len(missing) - 1} more parts" if len(missing) > 1 else "")
             + f", which {index_path} names."
+        )
+
+
+def refuse_code(config: bytes, where: str) -> None:
+    """A configuration may name Python files of its repository to run: never done here.
+
+    Args:
+        config: content of a config.json; what is no JSON is left to the converter to explain.
+
+    Raises:
+        SourceRefused: it does.
+    """
+    try:
+        content = json.loads(config)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(content, dict) and content.get("auto_map"):
+        raise SourceRefused(
+            f"{where} brings its own code (auto_map in its config.json), and ModelMora runs no "
+            "code of a model's repository. If transformers has this architecture built in, remove "
+            "auto_map from config.json in a copy of the model and install that with --source."
         )

@@ -29,7 +29,6 @@ from controlplane.errors import (
 from controlplane.registry import recovery
 from controlplane.registry.catalog import check_lock, pick
 from controlplane.registry.conversion import CONVERTER
-from controlplane.registry.disk import remove_tree
 from controlplane.registry.installation import Installation, Workshop
 from controlplane.registry.model import INSTALLING, Model, ModelId, ModelVersion, VersionStatus
 from controlplane.registry.operation import (
@@ -44,6 +43,7 @@ from controlplane.registry.operations import Operations
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from controlplane.registry.blobs import BlobCache
     from controlplane.registry.files import Progress
     from controlplane.registry.patience import HubLimits
     from controlplane.registry.repository import ModelRepository
@@ -100,6 +100,11 @@ class Installer:
         self.operations = Operations(OperationStore(store.db))
         self._jobs: dict[str, _Job] = {}  # by id of the version
         self._removals: dict[str, asyncio.Task[None]] = {}  # by model id
+
+    @property
+    def cache(self) -> BlobCache:
+        """The cache of received files."""
+        return self._shop.cache
 
     def recover(self) -> None:
         """At start, before anything else: put right what a crash left."""
@@ -320,7 +325,7 @@ class Installer:
         try:
             await asyncio.to_thread(self._shop.repository.remove, model_id)
             folder = self._shop.downloads / model_id.triton_name
-            await asyncio.to_thread(remove_tree, folder)
+            await asyncio.to_thread(self._shop.cache.remove_download, folder, str(model_id))
         except OSError:
             # The model is gone already; the next start sweeps what is left.
             log.exception("files of a removed model are left", model_id=str(model_id))

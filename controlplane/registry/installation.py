@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from controlplane.errors import DownloadFailed, ExportFailed
+from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
 from controlplane.registry.disk import remove_tree, reporting_full_disk, require_space
@@ -24,7 +25,7 @@ from controlplane.registry.metadata import (
     to_metadata,
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
-from controlplane.registry.sources import HubLimits, fetch
+from controlplane.registry.sources import HubLimits, fetch, rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,7 @@ class Workshop:
         self.converter = converter
         self.limits = limits
         self.downloads = settings.data_dir.absolute() / "downloads"
+        self.cache = BlobCache(settings.data_dir.absolute() / "cache", self.downloads)
         self.threads = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download")
         self.downloading = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
         # A conversion takes all cores and several times the model's size in memory.
@@ -134,7 +136,8 @@ class Installation:
             self.version.revision or self.version.version,
             self._model.source_url,
             self._source,
-            allow_pickle=self._shop.settings.allow_pickle,
+            cache=self._shop.cache,
+            rules=rules_of(self._shop.settings),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,

@@ -1,33 +1,77 @@
-"""Receives a source: beside its destination, hashed on the way, moved there when whole."""
+"""Receives a source: into the cache, hashed on the way, moved to its destination when whole."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from typing import TYPE_CHECKING
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
 
 import msgspec
 
+from controlplane.errors import SourceRefused
+from controlplane.registry.blobs import Note, note_path, read_note, write_note
 from controlplane.registry.disk import remove_tree, require_space, sync_folder
-from controlplane.registry.files import FetchedSource, Progress, SourceFile, source_checksum
+from controlplane.registry.files import (
+    RECORD,
+    FetchedSource,
+    Progress,
+    SourceFile,
+    source_checksum,
+)
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-RECORD = ".source.json"
+    from controlplane.registry.blobs import BlobCache
+
 PARTIAL = ".partial"
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024
+_RATE_SECONDS = 5.0
 
 
 class FetchCancelled(Exception):
-    """The caller asked to stop; nothing is left behind."""
+    """The caller asked to stop; what came of the files so far may be kept for another time."""
+
+
+class Cancellation(Protocol):
+    """What `threading.Event` offers to those who look whether to stop."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float) -> bool: ...
+
+
+class Stop:
+    """Set when the caller's event is, or by `set`: for the threads of one fetch."""
+
+    def __init__(self, outer: Cancellation) -> None:
+        self._outer = outer
+        self._own = threading.Event()
+
+    def set(self) -> None:
+        self._own.set()
+
+    def is_set(self) -> bool:
+        return self._own.is_set() or self._outer.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is set, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not self.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._outer.wait(min(left, 0.1))
+        return self.is_set()
 
 
 class Intake:
-    """The files of one source on their way in.
+    """The files of one source on their way in; usable from several threads.
 
     Attributes:
         folder: where they are put until `finish` renames it to the destination.
@@ -35,37 +79,93 @@ class Intake:
 
     def __init__(
         self,
+        owner: str,
         destination: Path,
+        cache: BlobCache,
         progress: Callable[[Progress], None],
-        cancelled: threading.Event,
+        cancelled: Cancellation,
+        *,
+        max_bytes: int,
     ) -> None:
+        self.owner = owner
         self.destination = destination
         self.folder = destination.with_name(destination.name + PARTIAL)
+        self.cache = cache
         self.total = 0
         self._done = 0
+        self._max_bytes = max_bytes
         self._files: dict[str, SourceFile] = {}
         self._progress = progress
         self._cancelled = cancelled
+        self._rate = _Rate()
+        self._lock = threading.Lock()
 
     def begin(self) -> None:
         """Make an empty folder; what an earlier attempt left is removed."""
         remove_tree(self.folder)
         self.folder.mkdir(parents=True)
 
-    def expect(self, total: int) -> None:
-        """Say how many bytes will come.
+    def expect(self, total: int, *, here: int = 0) -> None:
+        """Say how many bytes will come; `here` of them are on this disk already.
 
         Raises:
+            SourceRefused: more than the operator allows.
             InsufficientDisk: they would not fit.
         """
         self.total = total
-        require_space(self.folder, total)
+        require_space(self.folder, total - here)
 
-    def create(self, path: str) -> FileIntake:
-        """Begin a file of the source, at that relative path."""
-        target = self.folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return FileIntake(self, path, target)
+    def check_size(self, size: int) -> None:
+        """Raises SourceRefused for more bytes than the operator allows."""
+        if size > self._max_bytes:
+            raise SourceRefused(
+                f"The source of {self.owner} has {size / _MB:.0f} MB or more; at most "
+                f"{self._max_bytes / _MB:.0f} MB are allowed (MODELMORA_MAX_SOURCE_MB)."
+            )
+
+    def reuse(self, path: str, sha256: str) -> bool:
+        """Take a file from the cache; True if it was there."""
+        if not self.cache.has(sha256):
+            return False
+        size = self.cache.reuse(sha256, self._target(path), self.check_cancelled)
+        if size is None:
+            return False
+        self.advance(path, size, came=False)
+        self._files[path] = SourceFile(path, size, sha256)
+        return True
+
+    def reuse_known(self, path: str, key: str, validator: str) -> bool:
+        """As `reuse`, for a file that was received with this key and validator before."""
+        sha256 = self.cache.known(key, validator)
+        return sha256 is not None and self.reuse(path, sha256)
+
+    @contextmanager
+    def receiving(
+        self, path: str, *, key: str | None = None, validator: str | None = None
+    ) -> Iterator[FileIntake]:
+        """Receive the source's file `path`; `take` it at the end, or it is given up.
+
+        Args:
+            key: of the partial file, the same at each attempt; None keeps nothing.
+            validator: names the content, where that is known before; bytes that are left of
+                another one are dropped.
+        """
+        name = key or uuid4().hex
+        with self.cache.reserve(name, self.check_cancelled) as part:
+            target = FileIntake(self, path, part, validator=validator, keep=key is not None)
+            try:
+                yield target
+            finally:
+                target.leave()
+
+    def take(self, target: FileIntake) -> SourceFile:
+        """Take a file for received and verified; it is in the cache and in the folder then."""
+        file = target.finish()
+        self.cache.adopt(target.part, file.sha256, self._target(file.path))
+        self._files[file.path] = file
+        if target.name is not None:
+            self.cache.remember(target.part.name, target.name, file.sha256)
+        return file
 
     def has(self, path: str) -> bool:
         """True when that file was received."""
@@ -75,29 +175,33 @@ class Intake:
         """Content of a file that was received."""
         return (self.folder / path).read_bytes()
 
-    def add(self, file: SourceFile) -> None:
-        """Take a file for received and verified."""
-        self._files[file.path] = file
-
     def check_cancelled(self) -> None:
         """Raises FetchCancelled when the caller asked to stop."""
         if self._cancelled.is_set():
             raise FetchCancelled
 
-    def advance(self, path: str, count: int) -> None:
-        """Count bytes (negative when they are received again) and tell of it."""
-        self._done += count
-        total = max(self.total, self._done)
-        self._progress(
-            Progress(
-                phase="downloading",
-                step=path,
-                message=f"{path}: {self._done / _MB:.1f} of {total / _MB:.1f} MB",
-                fraction=self._done / total if total else None,
-                bytes_done=self._done,
-                bytes_total=total,
+    def advance(self, path: str, count: int, *, came: bool = True) -> None:
+        """Count bytes (negative when they are received again) and tell of it.
+
+        Args:
+            came: they came just now, so that they say how fast it goes.
+        """
+        with self._lock:  # told in order, too
+            self._done += count
+            rate = self._rate.add(count if came and count > 0 else 0)
+            total = max(self.total, self._done)
+            speed = "" if rate is None else f", {rate / _MB:.1f} MB/s"
+            self._progress(
+                Progress(
+                    phase="downloading",
+                    step=path,
+                    message=f"{path}: {self._done / _MB:.1f} of {total / _MB:.1f} MB{speed}",
+                    fraction=self._done / total if total else None,
+                    bytes_done=self._done,
+                    bytes_total=total,
+                    bytes_per_second=rate,
+                )
             )
-        )
 
     def finish(self, revision: str | None, artifact_uri: str) -> FetchedSource:
         """Everything is here: move it to the destination, in one step.
@@ -117,61 +221,152 @@ class Intake:
             handle.write(msgspec.json.encode(source))
             handle.flush()
             os.fsync(handle.fileno())
-        for folder in {self.folder / file.path for file in files}:
-            sync_folder(folder.parent)
+        for folder in {(self.folder / file.path).parent for file in files} | {self.folder}:
+            sync_folder(folder)
         remove_tree(self.destination)
         self.folder.rename(self.destination)
         sync_folder(self.destination.parent)
         return source
 
     def discard(self) -> None:
-        """Remove what came so far."""
+        """Remove the folder; what the cache has of it stays there for the next attempt."""
         remove_tree(self.folder)
+
+    def _target(self, path: str) -> Path:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        return target
 
 
 class FileIntake:
-    """One file being received. `received` counts its bytes so far."""
+    """One file being received.
 
-    def __init__(self, intake: Intake, path: str, target: Path) -> None:
+    Attributes:
+        received: bytes so far.
+        resumed: bytes of these that an earlier attempt had left.
+        validator: names the content they are of; None when the source has no name for it.
+    """
+
+    def __init__(
+        self, intake: Intake, path: str, part: Path, *, validator: str | None, keep: bool
+    ) -> None:
         self.path = path
-        self.received = 0
+        self.part = part
+        self.received = self.resumed = 0
         self._intake = intake
-        self._handle = target.open("wb")
+        self._keep = keep
+        self._done = False
         self._sha256 = hashlib.sha256()
+        note = read_note(part)
+        left = note.validator if keep and note is not None and part.exists() else None
+        resumable = left is not None and validator in (None, left)
+        self.validator = left if resumable else validator
+        self._handle = part.open("r+b" if resumable else "wb")
+        if resumable:
+            self._read_again()
+        self._write_note()
 
     def write(self, chunk: bytes) -> None:
         """Append bytes.
 
         Raises:
-            FetchCancelled.
+            FetchCancelled, SourceRefused.
         """
         self._intake.check_cancelled()
-        self._handle.write(chunk)
+        self._intake.check_size(self.received + len(chunk))
+        try:
+            self._handle.write(chunk)
+            self._handle.flush()  # to the system: a killed process has lost none of it
+        except OSError as error:
+            # A full disk is needed by others more than by half a file.
+            self._keep = self._keep and error.errno not in (errno.ENOSPC, errno.EDQUOT)
+            raise
         self._sha256.update(chunk)
         self.received += len(chunk)
         self._intake.advance(self.path, len(chunk))
 
-    def restart(self) -> None:
+    def restart(self, validator: str | None = None) -> None:
         """Forget what came so far: it will come again from the beginning."""
-        self._intake.advance(self.path, -self.received)
+        if self.received:
+            self._intake.advance(self.path, -self.received)
         self._handle.seek(0)
         self._handle.truncate()
         self._sha256 = hashlib.sha256()
-        self.received = 0
+        self.received = self.resumed = 0
+        if validator is not None:
+            self.name_content(validator)
 
-    def close(self) -> SourceFile:
-        """Write it to the disk; the file is not yet taken for verified (see `Intake.add`)."""
+    def name_content(self, validator: str | None) -> None:
+        """Note of which content the bytes are."""
+        if validator != self.validator:
+            self.validator = validator
+            self._write_note()
+
+    @property
+    def name(self) -> str | None:
+        """The validator, where it holds beyond this fetch."""
+        return self.validator if self._keep else None
+
+    def sync(self) -> SourceFile:
+        """Write everything to the disk; what was received."""
         self._handle.flush()
         os.fsync(self._handle.fileno())
-        self._handle.close()
         return SourceFile(self.path, self.received, self._sha256.hexdigest())
 
-    def abandon(self) -> None:
-        """Close the file without a thought for its content."""
-        self._handle.close()
+    def finish(self) -> SourceFile:
+        """The file is whole, and from now on somebody else's."""
+        file = self.sync()
+        self._done = True
+        return file
+
+    def forget(self) -> None:
+        """It is of no use: nothing of it will be kept."""
+        self._keep = False
+
+    def leave(self) -> None:
+        """Close it. Unless it is finished or may be continued, it is removed."""
+        try:
+            self._handle.close()
+        finally:
+            kept = self._keep and self.validator is not None and self.received > 0
+            if self._done or not kept:
+                note_path(self.part).unlink(missing_ok=True)
+            if not self._done and not kept:
+                self.part.unlink(missing_ok=True)
+
+    def _read_again(self) -> None:
+        while chunk := self._handle.read(_CHUNK):
+            self._intake.check_cancelled()
+            self._sha256.update(chunk)
+            self.received += len(chunk)
+        self.resumed = self.received
+        self._intake.advance(self.path, self.received, came=False)
+
+    def _write_note(self) -> None:
+        if self._keep and self.validator is not None:
+            write_note(self.part, Note(self._intake.owner, self.path, self.validator))
 
 
-def received_before(destination: Path, cancelled: threading.Event) -> FetchedSource | None:
+class _Rate:
+    """Bytes per second over the last seconds."""
+
+    def __init__(self) -> None:
+        self._came: deque[tuple[float, int]] = deque()
+        self._sum = 0
+
+    def add(self, count: int) -> float | None:
+        """Count bytes that came now; the rate, or None while it cannot be told."""
+        now = time.monotonic()
+        self._came.append((now, count))
+        self._sum += count
+        while now - self._came[0][0] > _RATE_SECONDS:
+            self._sum -= self._came.popleft()[1]
+        seconds = now - self._came[0][0]
+        return self._sum / seconds if seconds > 0.1 else None
+
+
+def received_before(destination: Path, cancelled: Cancellation) -> FetchedSource | None:
     """What an earlier fetch put there, when every byte of it is still as it was; else None.
 
     Raises:
@@ -187,7 +382,7 @@ def received_before(destination: Path, cancelled: threading.Event) -> FetchedSou
     return source if source.checksum == source_checksum(source.files) else None
 
 
-def _digest(path: Path, cancelled: threading.Event) -> tuple[int, str]:
+def _digest(path: Path, cancelled: Cancellation) -> tuple[int, str]:
     size, digest = 0, hashlib.sha256()
     with path.open("rb") as handle:
         while chunk := handle.read(_CHUNK):

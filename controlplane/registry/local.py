@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from controlplane.errors import ArtifactNotAccessible, ValidationFailed
-from controlplane.registry.files import MODULES, SAFE_INDEX, check_shards, choose, module_folders
+from controlplane.registry.files import (
+    CONFIG,
+    MODULES,
+    SAFE_INDEX,
+    check_shards,
+    choose,
+    module_folders,
+    refuse_code,
+)
 
 if TYPE_CHECKING:
-    from controlplane.registry.files import FetchedSource
+    from controlplane.registry.files import FetchedSource, SourceRules
     from controlplane.registry.intake import Intake
 
 _CHUNK = 1024 * 1024
@@ -36,13 +44,13 @@ def directory_of(source_url: str) -> Path:
     return Path(unquote(parts.path))
 
 
-def copy_directory(folder: Path, intake: Intake, *, allow_pickle: bool) -> FetchedSource:
+def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedSource:
     """Copy the needed files of a directory into `intake`.
 
     Raises:
         ArtifactNotAccessible: the directory, or something in it that is needed, is missing, cannot
             be read, or is a link that leaves the directory.
-        UnsafeWeights, InsufficientDisk, FetchCancelled.
+        SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
     """
     where = str(folder)
     try:
@@ -51,8 +59,12 @@ def copy_directory(folder: Path, intake: Intake, *, allow_pickle: bool) -> Fetch
             raise ArtifactNotAccessible(f"{where} is not a directory.")
         modules = root / MODULES
         folders = module_folders(modules.read_bytes() if modules.is_file() else None, where)
-        names = choose(_names(root, folders), folders, where=where, allow_pickle=allow_pickle)
+        names = choose(_names(root, folders), folders, where=where, allow_pickle=rules.allow_pickle)
         sizes = {name: _size(root, name, where) for name in names}
+        intake.check_size(sum(sizes.values()))
+        for name in names:
+            if name.rpartition("/")[2] == CONFIG:
+                refuse_code((root / name).read_bytes(), where)
         intake.expect(sum(sizes.values()))
         for name in names:
             _copy(root, name, intake)
@@ -96,12 +108,7 @@ def _places(root: Path) -> list[Path]:
 
 
 def _copy(root: Path, name: str, intake: Intake) -> None:
-    target = intake.create(name)
-    try:
-        with (root / name).open("rb") as source:
-            while chunk := source.read(_CHUNK):
-                target.write(chunk)
-    except BaseException:
-        target.abandon()
-        raise
-    intake.add(target.close())
+    with intake.receiving(name) as target, (root / name).open("rb") as source:
+        while chunk := source.read(_CHUNK):
+            target.write(chunk)
+        intake.take(target)

@@ -9,8 +9,7 @@ import msgspec
 from controlplane.errors import InvalidLock, ModelNotReady
 from controlplane.events import utc_now
 from controlplane.registry import lock_file
-from controlplane.registry.files import FetchedSource
-from controlplane.registry.intake import RECORD
+from controlplane.registry.files import RECORD, FetchedSource
 from controlplane.registry.lock import (
     Action,
     Difference,

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 
 from controlplane.errors import InvalidChecksum, InvalidModelId, InvalidTaskType, ValidationFailed
+from controlplane.registry.source_url import parse_source_url
 
 # The hub's rule for names, per part: no leading or trailing '-' or '.', no '--', no '..'. That is
 # what makes '{org}--{repo}' collision-free as a Triton model name.
@@ -462,18 +463,11 @@ def _version_errors(text: str) -> dict[str, list[str]]:
 
 
 def _source_errors(source_url: str | None) -> dict[str, list[str]]:
-    """A directory of the server's machine; a relative path would depend on where it was started."""
+    """Where versions come from; a relative path would depend on where the server was started."""
     if source_url is None:
         return {}
-    is_local = source_url.startswith(("/", "file:///", "file://localhost/"))
-    if not is_local or len(source_url) > MEDIUM or "\0" in source_url:
-        return {
-            "source_url": [
-                "must be a directory's absolute path or file:// URL on the server's machine; "
-                "leave it out for the HuggingFace hub"
-            ]
-        }
-    return {}
+    found = parse_source_url(source_url)
+    return {"source_url": [found]} if isinstance(found, str) else {}
 
 
 def _length_errors(**fields: tuple[str | None, int]) -> dict[str, list[str]]:

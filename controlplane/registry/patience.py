@@ -12,16 +12,19 @@ import structlog
 from controlplane.registry.intake import FetchCancelled
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
+
+    from controlplane.registry.intake import Cancellation
 
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
+# HTTP statuses that pass.
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class HubLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How patient we are with the hub; seconds.
+    """How patient we are with the hub and other sources; seconds.
 
     Attributes:
         answer: for a connection, and for the next bytes of an answer.
@@ -49,7 +52,7 @@ class Transient(Exception):
 class Patience:
     """Repeats calls that fail with `Transient`."""
 
-    def __init__(self, limits: HubLimits, cancelled: threading.Event) -> None:
+    def __init__(self, limits: HubLimits, cancelled: Cancellation) -> None:
         self._limits = limits
         self._cancelled = cancelled
 
@@ -82,7 +85,7 @@ class Patience:
                 pause = self._pause(failures, error.pause)
                 if failures >= self._limits.attempts or time.monotonic() + pause > deadline:
                     raise
-                log.warning("hub call failed, trying again", error=str(error), pause=pause)
+                log.warning("source failed, trying again", error=str(error), pause=pause)
                 self._cancelled.wait(pause)
 
     def _pause(self, failures: int, asked: float | None) -> float:

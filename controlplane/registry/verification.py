@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from controlplane.registry.files import SourceFile
-from controlplane.registry.intake import RECORD
+from controlplane.registry.files import RECORD, SourceFile
 from controlplane.registry.lock import LockedModelEntry, same_bytes
 from controlplane.registry.model import VersionStatus
 

@@ -87,10 +87,16 @@ class Registry:
         return self.home / "data" / "downloads" / NAME / "1"
 
     def leftovers(self) -> list[str]:
-        """Files below the home that belong to no installed model."""
+        """Files below the home that belong to no installed model; the cache may keep some."""
         files = [path for path in self.home.rglob("*") if path.is_file()]
         names = [str(path.relative_to(self.home)) for path in files]
-        return sorted(name for name in names if not name.startswith("data/modelmora.db"))
+        ours = ("data/modelmora.db", "data/cache/")
+        return sorted(name for name in names if not name.startswith(ours))
+
+    def blobs(self) -> list[str]:
+        """Files that the cache holds."""
+        found = (self.home / "data" / "cache" / "blobs").rglob("*")
+        return sorted(path.name for path in found if path.is_file())
 
 
 @pytest.fixture
@@ -245,6 +251,7 @@ async def test_installing_a_ready_version_again_changes_nothing(installed: Regis
 async def test_uninstalling_removes_everything(installed: Registry) -> None:
     await installed.installer.uninstall(NAME)
     assert installed.leftovers() == []
+    assert installed.blobs() == []
     with pytest.raises(ModelNotFound):
         installed.store.get(MODEL)
     with pytest.raises(ModelNotFound):

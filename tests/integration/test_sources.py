@@ -16,15 +16,18 @@ from controlplane.errors import (
     ChecksumMismatch,
     DownloadFailed,
     InsufficientDisk,
+    SourceRefused,
     UnsafeWeights,
     ValidationFailed,
 )
+from controlplane.registry.blobs import BlobCache
 from controlplane.registry.model import ModelId
 from controlplane.registry.sources import (
     FetchCancelled,
     FetchedSource,
     HubLimits,
     Progress,
+    SourceRules,
     fetch,
 )
 from tests.hub import LocalHub, wait_until
@@ -66,13 +69,20 @@ class Fetcher:
 
     def __init__(self, home: Path) -> None:
         self.destination = home / "1"
+        self.cache = BlobCache(home.parent / "cache", home.parent)
         self.cancelled = threading.Event()
         self.told: list[Progress] = []
 
     def __call__(
         self, version: str = "main", source: str | None = None, **others: Any
     ) -> FetchedSource:
-        settings = {"allow_pickle": False, "limits": QUICK, "progress": self.told.append}
+        rules = SourceRules(allow_pickle=others.pop("allow_pickle", False))
+        settings = {
+            "rules": rules,
+            "cache": self.cache,
+            "limits": QUICK,
+            "progress": self.told.append,
+        }
         return fetch(
             MODEL,
             version,
@@ -94,6 +104,7 @@ def fetched(home: Path) -> Fetcher:
 
 
 def nothing_left(home: Path) -> bool:
+    """No folder of a version; the cache, which keeps what may be continued, is elsewhere."""
     return not home.exists() or list(home.iterdir()) == []
 
 
@@ -382,7 +393,10 @@ def test_offline_mode_is_told(tmp_path: Path, fetched: Fetcher) -> None:
     code = (
         "import threading, pathlib; from controlplane.registry.sources import fetch;"
         "from controlplane.registry.model import ModelId;"
-        "fetch(ModelId('a','b'), 'main', None, pathlib.Path('x'), allow_pickle=False,"
+        "from controlplane.registry.blobs import BlobCache;"
+        "from controlplane.registry.sources import SourceRules;"
+        "x = pathlib.Path('x');"
+        "fetch(ModelId('a','b'), 'main', None, x / '1', cache=BlobCache(x, x), rules=SourceRules(),"
         " progress=print, cancelled=threading.Event())"
     )
     import sys
@@ -416,7 +430,8 @@ def test_a_name_that_the_hub_does_not_know_of_is_told(hub: LocalHub, home: Path)
             "main",
             None,
             home / "1",
-            allow_pickle=False,
+            cache=BlobCache(home.parent / "cache", home.parent),
+            rules=SourceRules(),
             progress=lambda progress: None,
             cancelled=threading.Event(),
         )
@@ -481,6 +496,8 @@ def test_disk_space_is_checked_before_the_first_large_byte(
     hub.add("org/name", FILES)
     hub.announce("model.safetensors", size=10**16)
     with pytest.raises(InsufficientDisk, match=r"MB needed"):
+        fetched(rules=SourceRules(max_bytes=10**18))
+    with pytest.raises(SourceRefused, match="MODELMORA_MAX_SOURCE_MB"):
         fetched()
     assert hub.asked("resolve") == 0
     assert nothing_left(home)

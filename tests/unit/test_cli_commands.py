@@ -72,6 +72,9 @@ COMMANDS = [
     (["operations", "show", OPERATION_ID], "took       1 min", {"id", "status"}),
     (["operations", "cancel", OPERATION_ID], "is cancelled", {"id", "status"}),
     (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
+    (["cache", "ls"], "abababababababab  86.7 MB  org--name/1, org--name/2", {"blobs", "bytes"}),
+    (["cache", "prune"], "1 unused files and 1 broken-off downloads removed (1.6 kB)", {"blobs"}),
+    (["cache", "verify"], "2 files (1.2 kB) verified, 0 damaged", {"damaged"}),
 ]
 
 
@@ -100,7 +103,27 @@ def test_json_is_the_rest_body_without_nulls(server: RestServer, modelmora: Any)
     assert modelmora("status", "--json").json == rest.STATUS
 
 
+def test_cache_options_are_sent(server: RestServer, modelmora: Any) -> None:
+    modelmora("cache", "ls", "--limit", "5")
+    assert server.requests[-1].query == {"limit": "5"}
+    server.set("POST", "/api/v1/cache/prune", (200, rest.PRUNED | {"dry_run": True}))
+    assert "would be removed" in modelmora("cache", "prune", "--dry-run").out
+    assert server.requests[-1].body == {"dry_run": True}
+
+
+def test_a_damaged_cache_is_a_failure_that_names_the_versions(
+    server: RestServer, modelmora: Any
+) -> None:
+    found = {"blobs": 2, "bytes": 1200, "damaged": [rest.BLOB]}
+    server.set("POST", "/api/v1/cache/verify", (200, found))
+    result = modelmora("cache", "verify")
+    assert result.code == exits.FAILED
+    assert "is damaged; used by org--name/1, org--name/2" in result.out
+    assert modelmora("cache", "verify", "--json").code == exits.FAILED
+
+
 FAILURES = [
+    (400, "SOURCE_REFUSED", exits.FAILED),
     (404, "MODEL_NOT_FOUND", exits.NOT_FOUND),
     (404, "MODEL_NOT_LOADED", exits.NOT_FOUND),
     (409, "MODEL_ALREADY_LOADED", exits.CONFLICT),

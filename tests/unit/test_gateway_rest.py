@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
 import uuid
@@ -21,6 +22,7 @@ from controlplane.inference.infer import InferMetadata, InferResult
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.metrics import Metrics
+from controlplane.registry.blobs import BlobCache
 from controlplane.registry.files import Progress
 from controlplane.registry.operation_store import OperationStore
 from controlplane.registry.operations import Operations
@@ -158,6 +160,34 @@ def has_null(value):
     if isinstance(value, list):
         return any(has_null(item) for item in value)
     return value is None
+
+
+# -- cache -------------------------------------------------------------------------------------
+
+
+async def test_the_cache_is_listed_verified_and_pruned(http, services, tmp_path):
+    cache = services.installer.cache = BlobCache(tmp_path / "cache", tmp_path / "downloads")
+    empty = (await http.get("/api/v1/cache")).json()
+    assert (empty["blobs"], empty["bytes"], empty["partials"]) == ([], 0, 0)
+    with cache.reserve("key", lambda: None) as part:
+        part.write_bytes(b"content")
+        digest = hashlib.sha256(b"content").hexdigest()
+        (tmp_path / "downloads").mkdir()
+        cache.adopt(part, digest, tmp_path / "downloads" / "file")
+    listed = (await http.get("/api/v1/cache?limit=1")).json()
+    assert listed["blobs"] == [{"sha256": digest, "size": 7, "users": []}]
+    assert listed["unused_bytes"] == 7
+    assert (await http.get("/api/v1/cache?limit=0")).json()["blobs"] == []
+    verified = (await http.post("/api/v1/cache/verify")).json()
+    assert verified == {"blobs": 1, "bytes": 7, "damaged": []}
+    assert (await http.post("/api/v1/cache/prune")).json()["blobs"] == 0  # linked elsewhere
+    (tmp_path / "downloads" / "file").unlink()
+    dry = await http.post("/api/v1/cache/prune", json={"dry_run": True})
+    assert dry.json() == {"dry_run": True, "blobs": 1, "partials": 0, "freed_bytes": 7}
+    assert (await http.post("/api/v1/cache/prune", json={})).json()["freed_bytes"] == 7
+    assert (await http.get("/api/v1/cache")).json()["blob_count"] == 0
+    answer = await http.post("/api/v1/cache/prune", json={"dry": True})
+    assert error_of(answer)[:2] == (400, "VALIDATION_ERROR")
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -373,6 +403,7 @@ async def test_bad_bodies_name_their_fields(http, body, fields):
         ("GET", "/api/v1/models/gpt2", 400, "INVALID_MODEL_ID"),
         ("DELETE", "/api/v1/models/gpt2", 400, "INVALID_MODEL_ID"),
         ("GET", "/api/v1/models/org/..x", 400, "INVALID_MODEL_ID"),
+        ("GET", "/api/v1/cache?limit=-1", 400, "VALIDATION_ERROR"),
         ("GET", "/api/v1/models?page=0", 400, "VALIDATION_ERROR"),
         ("GET", "/api/v1/models?page=x", 400, "VALIDATION_ERROR"),
         ("GET", "/api/v1/models?page_size=101", 400, "VALIDATION_ERROR"),

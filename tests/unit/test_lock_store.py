@@ -22,7 +22,7 @@ from controlplane.errors import (
     VersionAlreadyExists,
 )
 from controlplane.events import DomainEvent, EventBus, LockCreated, LockDeleted, LockUpdated
-from controlplane.registry.intake import RECORD
+from controlplane.registry.files import RECORD
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
 from controlplane.registry.model import NewModel, VersionStatus

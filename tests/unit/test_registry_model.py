@@ -32,6 +32,7 @@ from controlplane.registry.model import (
     check_version_name,
     version_sort_key,
 )
+from controlplane.registry.source_url import SourceUrl, parse_source_url
 
 _PART = st.from_regex(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,30}[A-Za-z0-9_])?", fullmatch=True)
 PARTS = _PART.filter(lambda part: "--" not in part and ".." not in part)
@@ -273,11 +274,54 @@ def test_text_that_a_database_would_not_keep_is_refused(text: str) -> None:
     assert _refused(display_name=text) == ["display_name"]
 
 
-@pytest.mark.parametrize("url", ["https://example.com/m", "s3://b/m", "file://host/m", "m", "/\0"])
-def test_a_source_is_a_directory_of_the_server(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://example.com/m", "must name an archive"),
+        ("https://example.com/model.safetensors", "single file of weights"),
+        ("https://example.com/model.onnx?download=1", "single file of weights"),
+        ("https://example.com/m.tar.zst", "zstd"),
+        ("https://user:secret@example.com/m.zip", "a password"),
+        ("https://example.com:port/m.zip", "must be an absolute path"),
+        ("https://example.com/m.zip#sha256=12", "64 lowercase"),
+        ("https://huggingface.co/org/name", "left out"),
+        ("https:///m.zip", "must be an absolute path"),
+        ("ftp://example.com/m.zip", "must be an absolute path"),
+        ("s3://B/m", "name of a bucket"),
+        ("s3://bucket/m?versionId=1", r"without \? and #"),
+        ("s3://bucket/model.safetensors", "single file of weights"),
+        ("file://host/m", "must be an absolute path"),
+        ("m", "must be an absolute path"),
+        ("/\0", "control character"),
+        ("https://example.com/a b.zip", "%20"),
+    ],
+)
+def test_a_source_that_cannot_be_one_is_explained(url: str, words: str) -> None:
     assert _refused(source_url=url) == ["source_url"]
-    check_new_model(NewModel(model_id="a/b", task_type="txt2embed", source_url="/m"))
-    check_new_model(NewModel(model_id="a/b", task_type="txt2embed", source_url="file:///m%20n"))
+    with pytest.raises(ValidationFailed, match=words):
+        check_new_model(NewModel(model_id="a/b", task_type="txt2embed", source_url=url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/m",
+        "file:///m%20n",
+        "http://intranet/m.zip",
+        "https://example.com/m.tar.gz?signature=1#sha256=" + "0" * 64,
+        "s3://bucket/models/minilm",
+        "s3://bucket",
+        "s3://my.bucket/m.tgz",
+    ],
+)
+def test_sources_of_every_kind_are_taken(url: str) -> None:
+    check_new_model(NewModel(model_id="a/b", task_type="txt2embed", source_url=url))
+
+
+@given(st.text(max_size=50))
+def test_no_text_breaks_the_rule_on_sources(text: str) -> None:
+    for url in (text, "https://" + text, "s3://" + text, "file://" + text):
+        assert isinstance(parse_source_url(url), str | SourceUrl)
 
 
 def test_a_change_is_checked_and_may_clear_a_field() -> None:

@@ -10,6 +10,7 @@ from litestar.di import Provide
 
 from controlplane.gateway.http import HttpGateway
 from controlplane.gateway.rest import (
+    cache,
     catalog,
     database,
     docs,
@@ -38,6 +39,7 @@ API_ROUTES = [
     *locks.ROUTES,
     *events.ROUTES,
     *database.ROUTES,
+    *cache.ROUTES,
     *system.ROUTES,
 ]
 

@@ -68,7 +68,8 @@ class RegisterModelRequest(Request):
     source_url: Annotated[
         str | None,
         Meta(
-            description="Where versions come from instead of the HuggingFace hub.",
+            description="Instead of the HuggingFace hub: a directory of the server's machine, "
+            "an https:// archive, or s3://bucket/prefix.",
             examples=["file:///srv/models/minilm"],
         ),
     ] = None
@@ -120,6 +121,7 @@ class ProgressBody(msgspec.Struct, kw_only=True):
     fraction: float | UnsetType = UNSET
     bytes_done: int | UnsetType = UNSET
     bytes_total: int | UnsetType = UNSET
+    bytes_per_second: float | UnsetType = UNSET
 
     @classmethod
     def of(cls, progress: Progress) -> ProgressBody:
@@ -130,6 +132,7 @@ class ProgressBody(msgspec.Struct, kw_only=True):
             fraction=present(progress.fraction),
             bytes_done=present(progress.bytes_done),
             bytes_total=present(progress.bytes_total),
+            bytes_per_second=present(progress.bytes_per_second),
         )
 
 
