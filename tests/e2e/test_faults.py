@@ -19,6 +19,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from controlplane.client import InstallFailed
+from controlplane.triton.processes import instance_prefix
 from tests.models import tiny_bert
 from tests.service import Service
 
@@ -50,8 +51,10 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))  # noqa: PTH208
+def shared_memory(service: Service) -> list[str]:
+    """Files in /dev/shm of this service's Triton; other tests run beside this one."""
+    prefix = instance_prefix(service.data_dir / "triton")
+    return [name for name in os.listdir("/dev/shm") if name.startswith(prefix)]  # noqa: PTH208
 
 
 def embed(service: Service, text: str = "hello") -> np.ndarray:  # type: ignore[type-arg]
@@ -80,22 +83,20 @@ def refused(service: Service) -> str:
 
 
 def test_an_installed_model_survives_a_restart(own: Service, tiny: Path) -> None:
-    before = shared_memory()
     own.start()
     install(own, tiny)
     first = embed(own)
     assert own.stop() == 0
-    assert shared_memory() <= before
+    assert shared_memory(own) == []
     own.start()
     assert np.allclose(embed(own), first, atol=1e-6)
     assert own.stop() == 0
-    assert shared_memory() <= before
+    assert shared_memory(own) == []
 
 
 def test_kill_9_of_the_control_plane_leaves_nothing_that_the_next_start_does_not_clear(
     own: Service, tiny: Path
 ) -> None:
-    before = shared_memory()
     own.start()
     install(own, tiny)
     embed(own)
@@ -106,7 +107,7 @@ def test_kill_9_of_the_control_plane_leaves_nothing_that_the_next_start_does_not
     assert not alive
     embed(own)
     assert own.stop() == 0
-    assert shared_memory() <= before
+    assert shared_memory(own) == []
 
 
 def test_kill_9_of_triton_is_healed(own: Service, tiny: Path) -> None:

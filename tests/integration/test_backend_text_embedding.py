@@ -252,15 +252,21 @@ async def test_a_cancelled_request_is_given_up(server: Server, minilm_artefact: 
     await server.serve(MINILM, minilm_artefact)
     stub = server.stub(MINILM)
     texts = ["river " * 300] * 32
+
+    def processor_seconds() -> float:  # other work on the machine does not lengthen it
+        return sum(stub.cpu_times()[:2])
+
     await server.embed(MINILM, *texts)
-    whole = await server.compute_ns(MINILM, batch=32)
-    before = sum(stub.cpu_times()[:2])
+    before = processor_seconds()
+    await server.embed(MINILM, *texts)
+    whole = processor_seconds() - before
+    before = processor_seconds()
     call = asyncio.ensure_future(server.embed(MINILM, *texts))
-    await eventually(lambda: sum(stub.cpu_times()[:2]) > before + 0.1)  # it is at work
+    await eventually(lambda: processor_seconds() > before + 0.05 * whole)  # it is at work
     call.cancel()
     await asyncio.wait([call])
     assert (await server.embed(MINILM, "still here")).shape == (1, 384)
-    assert await server.compute_ns(MINILM, batch=32) < 1.8 * whole
+    assert processor_seconds() - before < 0.8 * whole
 
 
 async def eventually(holds: Any, timeout: float = 20.0) -> None:
