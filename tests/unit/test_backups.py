@@ -442,12 +442,22 @@ def test_a_migration_that_is_killed_leaves_the_schema_before_it(file: Path, step
 @pytest.mark.parametrize("step", STEP_NAMES[:-1])
 def test_downgrading_keeps_the_data_and_a_backup(file: Path, step: str) -> None:
     make(file, "a/b")
+    before = events_in(file)
     undone, kept = downgrade(file, to=step)
     assert undone == list(reversed(STEP_NAMES[STEP_NAMES.index(step) + 1 :]))
     assert inspect(file).steps == STEP_NAMES[: STEP_NAMES.index(step) + 1]
     assert inspect(file).faults == inspect(kept).faults == inspect(file).damage == ()
     assert names_in(file) == names_in(kept) == ["a/b"]
     assert names_in(make(file)) == ["a/b"]
+    assert len(before) == 2
+    assert events_in(file) == before
+
+
+def events_in(file: Path) -> list[tuple[str, ...]]:
+    """All events, in the order in which they happened."""
+    columns = "event_id, event_type, aggregate_id, aggregate_type, payload, timestamp, version"
+    with backups.read_only(file) as connection:
+        return connection.execute(f"SELECT {columns} FROM event_store ORDER BY rowid").fetchall()
 
 
 def test_downgrading_to_an_unknown_step_is_refused(file: Path) -> None:
