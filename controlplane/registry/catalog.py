@@ -14,6 +14,7 @@ from controlplane.errors import (
     VersionNotFound,
 )
 from controlplane.registry.model import (
+    SHORT,
     Model,
     ModelId,
     ModelVersion,
@@ -82,7 +83,10 @@ def search(
     _check_page(status, page, page_size)
     where, params = _filters(task_type, status)
     offset = (page - 1) * page_size
-    if search_text:
+    rows: list[Row]
+    if search_text and (len(search_text) > SHORT or "\0" in search_text):
+        total, rows = 0, []  # of no model id; and more than LIKE takes
+    elif search_text:
         total, rows = _search(db, where, params, search_text, offset, page_size)
     else:
         total = query(db, f"SELECT count(*) AS n FROM model WHERE {where}", params)[0]["n"]

@@ -17,14 +17,13 @@ from sqlite_utils import Database
 
 from controlplane import backups
 from controlplane.backups import (
-    STEP_NAMES,
     before_migration,
-    inspect,
     named,
     restore,
     server_stopped,
     write_backup,
 )
+from controlplane.database_file import STEP_NAMES, inspect, read_only
 from controlplane.db import applied_steps, downgrade, migrate_down, open_db
 from controlplane.errors import (
     BackupExists,
@@ -64,7 +63,7 @@ def register(store: ModelStore, *names: str) -> None:
 
 
 def names_in(file: Path) -> list[str]:
-    with backups.read_only(file) as connection:
+    with read_only(file) as connection:
         return [row[0] for row in connection.execute("SELECT model_id FROM model ORDER BY 1")]
 
 
@@ -456,7 +455,7 @@ def test_downgrading_keeps_the_data_and_a_backup(file: Path, step: str) -> None:
 def events_in(file: Path) -> list[tuple[str, ...]]:
     """All events, in the order in which they happened."""
     columns = "event_id, event_type, aggregate_id, aggregate_type, payload, timestamp, version"
-    with backups.read_only(file) as connection:
+    with read_only(file) as connection:
         return connection.execute(f"SELECT {columns} FROM event_store ORDER BY rowid").fetchall()
 
 

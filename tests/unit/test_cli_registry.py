@@ -13,9 +13,9 @@ import filelock
 import pytest
 import structlog
 
-from controlplane.backups import STEP_NAMES, inspect
 from controlplane.cli import exits
 from controlplane.client import ModelMoraClient, ServerUnreachable
+from controlplane.database_file import STEP_NAMES, inspect
 from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.registry.model import NewModel

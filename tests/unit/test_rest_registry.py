@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from controlplane.backups import inspect
+from controlplane.database_file import inspect
 from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.gateway.rest import events as event_routes

@@ -576,7 +576,15 @@ TestCatalog.settings = hypothesis_settings(max_examples=25, stateful_step_count=
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [("A_B", ["x/a_b"]), ("a%b", []), ("a\\b", []), ("ä", []), ("X/A", ["x/a_b", "x/axb"])],
+    [
+        ("A_B", ["x/a_b"]),
+        ("a%b", []),
+        ("a\\b", []),
+        ("ä", []),
+        ("b\0", []),
+        ("a" * 60_000, []),
+        ("X/A", ["x/a_b", "x/axb"]),
+    ],
 )
 def test_searching_takes_every_character_as_itself(
     store: ModelStore, text: str, found: list[str]
