@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import lifecycle, throughput
+from benchmarks import lifecycle, registry, throughput
 
 if __name__ == "__main__":
     lifecycle.main([])
+    registry.main([])
     throughput.main([])

@@ -379,7 +379,7 @@ def follow_events(
             continue
         for event in found.data:
             on_event(event)
-            after = event.sequence
+        after = found.next_after
         if not found.data:
             yield Pause(0.5)
 

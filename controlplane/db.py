@@ -19,7 +19,8 @@ import structlog
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from controlplane.backups import before_migration, newer
+from controlplane.backups import before_migration
+from controlplane.database_file import newer
 from controlplane.errors import (
     InsufficientDisk,
     NoDatabase,

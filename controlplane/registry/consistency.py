@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.backups import inspect, read_only
+from controlplane.database_file import inspect, read_only
 from controlplane.registry.model import ModelId
 
 if TYPE_CHECKING:

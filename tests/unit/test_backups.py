@@ -17,14 +17,13 @@ from sqlite_utils import Database
 
 from controlplane import backups
 from controlplane.backups import (
-    STEP_NAMES,
     before_migration,
-    inspect,
     named,
     restore,
     server_stopped,
     write_backup,
 )
+from controlplane.database_file import STEP_NAMES, inspect, read_only
 from controlplane.db import applied_steps, downgrade, migrate_down, open_db
 from controlplane.errors import (
     BackupExists,
@@ -64,7 +63,7 @@ def register(store: ModelStore, *names: str) -> None:
 
 
 def names_in(file: Path) -> list[str]:
-    with backups.read_only(file) as connection:
+    with read_only(file) as connection:
         return [row[0] for row in connection.execute("SELECT model_id FROM model ORDER BY 1")]
 
 
@@ -442,12 +441,22 @@ def test_a_migration_that_is_killed_leaves_the_schema_before_it(file: Path, step
 @pytest.mark.parametrize("step", STEP_NAMES[:-1])
 def test_downgrading_keeps_the_data_and_a_backup(file: Path, step: str) -> None:
     make(file, "a/b")
+    before = events_in(file)
     undone, kept = downgrade(file, to=step)
     assert undone == list(reversed(STEP_NAMES[STEP_NAMES.index(step) + 1 :]))
     assert inspect(file).steps == STEP_NAMES[: STEP_NAMES.index(step) + 1]
     assert inspect(file).faults == inspect(kept).faults == inspect(file).damage == ()
     assert names_in(file) == names_in(kept) == ["a/b"]
     assert names_in(make(file)) == ["a/b"]
+    assert len(before) == 2
+    assert events_in(file) == before
+
+
+def events_in(file: Path) -> list[tuple[str, ...]]:
+    """All events, in the order in which they happened."""
+    columns = "event_id, event_type, aggregate_id, aggregate_type, payload, timestamp, version"
+    with read_only(file) as connection:
+        return connection.execute(f"SELECT {columns} FROM event_store ORDER BY rowid").fetchall()
 
 
 def test_downgrading_to_an_unknown_step_is_refused(file: Path) -> None:

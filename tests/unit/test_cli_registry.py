@@ -13,9 +13,9 @@ import filelock
 import pytest
 import structlog
 
-from controlplane.backups import STEP_NAMES, inspect
 from controlplane.cli import exits
 from controlplane.client import ModelMoraClient, ServerUnreachable
+from controlplane.database_file import STEP_NAMES, inspect
 from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.registry.model import NewModel
@@ -64,8 +64,8 @@ def page(*events: dict[str, Any], total_pages: int = 1) -> tuple[int, Any]:
     return 200, {"data": list(events), "pagination": place}
 
 
-def after(*events: dict[str, Any]) -> tuple[int, Any]:
-    return 200, {"data": list(events), "next_after": 0}
+def after(*events: dict[str, Any], cursor: int = 0) -> tuple[int, Any]:
+    return 200, {"data": list(events), "next_after": events[-1]["sequence"] if events else cursor}
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -107,7 +107,13 @@ def test_since_is_a_time_or_how_long_ago(server: RestServer, modelmora: Any, sin
 
 def test_following_shows_each_event_once_until_it_is_interrupted(server: RestServer) -> None:
     server.set(
-        "GET", EVENTS, page(event(3)), after(event(4), event(5)), after(), after(event(6)), after()
+        "GET",
+        EVENTS,
+        page(event(3)),
+        after(event(4), event(5)),
+        after(cursor=5),
+        after(event(6)),
+        after(cursor=6),
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "controlplane", "events", "--follow", "--json"],

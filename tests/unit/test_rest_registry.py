@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from controlplane.backups import inspect
+from controlplane.database_file import inspect
 from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.gateway.rest import events as event_routes
@@ -332,3 +332,9 @@ async def test_a_backup_leads_nowhere_else(http, name: str) -> None:
     answer = await http.post("/api/v1/db/backup", json={"name": name})
     assert answer.status_code == 400
     assert "name" in answer.json()["error"]["details"]["fields"]
+
+
+async def test_reading_by_a_cursor_from_the_future_comes_back_to_the_present(http) -> None:
+    await http.post("/api/v1/models", json=NEW)
+    answer = await http.get("/api/v1/events", params={"after": 999})
+    assert answer.json() == {"data": [], "next_after": 2}

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from controlplane.errors import ValidationFailed
+from controlplane.registry.documents import to_document
 from controlplane.registry.model import (
     Model,
     ModelVersion,
@@ -25,7 +26,6 @@ from controlplane.registry.serialization import (
     from_json,
     from_protobuf,
     from_yaml,
-    to_document,
     to_json,
     to_protobuf,
     to_yaml,
@@ -289,6 +289,7 @@ def test_a_wrong_version_is_named(changes: dict[str, Any], field: str) -> None:
         ({"task_type": "cooking"}, "task_type"),
         ({"status": "failed"}, "status"),
         ({"resource_requirements": {"memory_mb": 1}}, "resource_requirements"),
+        ({"resource_requirements": {"memory_mb": "x"}}, "resource_requirements"),
         ({"versions": [to_document(version()), to_document(version())]}, "versions"),
         ({"versions": [to_document(version(model_id="c/d"))]}, "versions.0.model_id"),
         ({"versions": [to_document(version()) | {"x": 1}]}, "versions.0.x"),

@@ -572,3 +572,23 @@ class Catalog(RuleBasedStateMachine):
 
 TestCatalog = Catalog.TestCase
 TestCatalog.settings = hypothesis_settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("A_B", ["x/a_b"]),
+        ("a%b", []),
+        ("a\\b", []),
+        ("ä", []),
+        ("b\0", []),
+        ("a" * 60_000, []),
+        ("X/A", ["x/a_b", "x/axb"]),
+    ],
+)
+def test_searching_takes_every_character_as_itself(
+    store: ModelStore, text: str, found: list[str]
+) -> None:
+    for name in ("x/a_b", "x/axb"):
+        store.register(NewModel(model_id=name, task_type="txt2embed"))
+    assert [model.model_id for model in store.list(search_text=text).items] == found
