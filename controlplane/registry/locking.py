@@ -12,17 +12,14 @@ from controlplane.registry import lock_file
 from controlplane.registry.files import FetchedSource
 from controlplane.registry.intake import RECORD
 from controlplane.registry.lock import (
-    Action,
-    Difference,
     LockDocument,
     LockedModelEntry,
     ModelLock,
-    differences,
     entry_of,
     newest,
-    plan,
     validate,
 )
+from controlplane.registry.lock_plan import Action, Difference, differences, plan
 from controlplane.registry.model import VersionStatus
 
 if TYPE_CHECKING:

@@ -15,13 +15,14 @@ import msgspec
 
 from controlplane.registry.files import SourceFile
 from controlplane.registry.intake import RECORD
-from controlplane.registry.lock import LockedModelEntry, same_bytes
+from controlplane.registry.lock_plan import same_bytes
 from controlplane.registry.model import VersionStatus
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from controlplane.registry.lock import LockedModelEntry
     from controlplane.registry.model import Model, ModelVersion
 
 Part = Literal["model", "source", "artefact"]
