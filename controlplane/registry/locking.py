@@ -11,17 +11,14 @@ from controlplane.events import utc_now
 from controlplane.registry import lock_file
 from controlplane.registry.files import RECORD, FetchedSource
 from controlplane.registry.lock import (
-    Action,
-    Difference,
     LockDocument,
     LockedModelEntry,
     ModelLock,
-    differences,
     entry_of,
     newest,
-    plan,
     validate,
 )
+from controlplane.registry.lock_plan import Action, Difference, differences, plan
 from controlplane.registry.model import VersionStatus
 
 if TYPE_CHECKING:

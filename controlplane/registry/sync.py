@@ -19,7 +19,7 @@ import structlog
 from controlplane.errors import LockDiffers, ModelMoraError, ModelNotFound
 from controlplane.events import utc_now
 from controlplane.registry.disk import remove_tree
-from controlplane.registry.lock import Action
+from controlplane.registry.lock_plan import Action
 from controlplane.registry.locking import Locking, require_models
 from controlplane.registry.model import NewModel, VersionStatus
 from controlplane.registry.verification import Drift, Target, targets, verify

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from controlplane.registry.files import RECORD, SourceFile
-from controlplane.registry.lock import LockedModelEntry, same_bytes
+from controlplane.registry.lock_plan import same_bytes
 from controlplane.registry.model import VersionStatus
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from controlplane.registry.lock import LockedModelEntry
     from controlplane.registry.model import Model, ModelVersion
 
 Part = Literal["model", "source", "artefact"]
@@ -158,14 +159,16 @@ class _Hasher:
         self._progress = progress
         self._cancelled = cancelled
         self._done = 0
+        self._buffer = bytearray(_CHUNK)
 
     def digest(self, path: Path) -> str:
         digest = hashlib.sha256()
-        with path.open("rb") as handle:
-            while chunk := handle.read(_CHUNK):
+        view = memoryview(self._buffer)
+        with path.open("rb", buffering=0) as handle:
+            while count := handle.readinto(self._buffer):
                 if self._cancelled.is_set():
                     raise Stopped
-                digest.update(chunk)
-                self._done += len(chunk)
+                digest.update(view[:count])
+                self._done += count
                 self._progress(self._done, path.name)
         return digest.hexdigest()

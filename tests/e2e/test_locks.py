@@ -240,3 +240,26 @@ def test_other_bytes_than_the_locked_ones_are_never_published(
     assert not published.exists()
     repository.commits[locked] = good
     two("sync")
+
+
+def test_a_server_that_is_killed_in_a_sync_goes_on_with_the_next(
+    machines: tuple[Service, Service], hub: LocalHub
+) -> None:
+    second = machines[1]
+    two = Shell(second)
+    two("uninstall", OTHER, "--force")
+    hub.stall("org/other/resolve", after=10)
+    syncing = subprocess.Popen(
+        [sys.executable, "-m", "controlplane", "sync", "--url", second.url],
+        cwd=second.home,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert hub.stalled.wait(60)
+    second.kill()
+    assert syncing.wait(60) != 0
+    second.start()
+    assert two.json("info", OTHER)["status"] == "failed"
+    assert two.json("sync")["state"] == "succeeded"
+    two("sync", "--frozen")

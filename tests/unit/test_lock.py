@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from controlplane.db import open_db
 from controlplane.events import EventBus
-from controlplane.registry.lock import (
-    Action,
-    LockedModelEntry,
-    differences,
-    entry_of,
-    newest,
-    plan,
-    validate,
-)
+from controlplane.registry.lock import LockedModelEntry, entry_of, newest, validate
+from controlplane.registry.lock_plan import Action, differences, plan
 from controlplane.registry.model import Model, ResourceRequirements
 from controlplane.registry.store import ModelStore
 from controlplane.registry.sync import bring

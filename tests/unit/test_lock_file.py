@@ -42,7 +42,7 @@ def _entries(draw: st.DrawFn, model_id: str) -> object:
         files=files,
         checksum=source_checksum(files) if files else "sha256:" + draw(digests),
         revision=draw(st.sampled_from([None, COMMIT, "1" * 40])),
-        source_url=draw(st.none() | _TEXTS.filter(bool)),
+        source_url=draw(st.none() | _TEXTS.filter(lambda text: text and text.isprintable())),
         resource_requirements=ResourceRequirements(
             memory_mb=draw(numbers),
             gpu_vram_mb=draw(numbers),

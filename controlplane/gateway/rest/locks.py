@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 from litestar import Request, Response, delete, get, post, put
@@ -316,7 +317,8 @@ ROUTES = [
 
 
 async def _document(request: AnyRequest) -> LockDocument:
-    return lock_file.parse(await request.body())
+    # in a thread: a large file takes a while, and inference goes on meanwhile
+    return await asyncio.to_thread(lock_file.parse, await request.body())
 
 
 def _activity(services: Services, activity: Activity) -> ActivityResponse:
