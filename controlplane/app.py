@@ -30,6 +30,7 @@ from controlplane.lifecycle.removal import remove_model
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
+from controlplane.registry import curated
 from controlplane.registry.install import Installer
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
@@ -90,6 +91,7 @@ class Application:
     async def _start(self) -> None:
         settings = self.settings
         self._own_data_dir()
+        curated.user_list(settings.data_dir)  # what is wrong with it is said now
         http_socket = self._listen(settings.host, settings.port, "port")
         self.http_port = http_socket.getsockname()[1]
         self._check_free(settings.host, settings.grpc_port, "grpc_port")

@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
-from controlplane.registry.model import ResourceRequirements, TaskType
+from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,9 @@ CONFIG = "config.json"
 # What is worth asking the hub for before anything is downloaded; folders of modules.json beside.
 SMALL_FILES = (MODULES, CONFIG, CARD, "sentence_bert_config.json", "tokenizer_config.json")
 LARGEST_SMALL_FILE = 4 * 1024 * 1024
+# With its table of benchmark results a model card's front matter may have some hundred kilobytes.
+_LARGEST_FRONT_MATTER = 1024 * 1024
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
 _NO_WEIGHTS = {"I64", "U64", "BOOL"}  # indices and masks, such as BERT's position_ids
@@ -223,7 +226,9 @@ def _task(
         return Fact(TaskType.IMG2EMBED.value, FILE, MODULES)
     if "Transformer" in kinds and not any("Splade" in kind for kind in kinds):
         return Fact(TaskType.TXT2EMBED.value, FILE, MODULES)
-    tagged = _BY_PIPELINE.get(str(card.get("pipeline_tag")))
+    tag = card.get("pipeline_tag")
+    # never str() of what YAML gave: aliases make a few lines into gigabytes of text
+    tagged = _BY_PIPELINE.get(tag) if isinstance(tag, str) else None
     if tagged is not None:
         return Fact(tagged.value, FILE, CARD)
     built = _by_architecture(config)
@@ -300,7 +305,9 @@ def _positions(config: Mapping[str, Any]) -> int | None:
 
 def _text_fact(card: Mapping[str, Any], name: str) -> Fact | None:
     value = card.get(name)
-    return Fact(value.strip(), FILE, CARD) if isinstance(value, str) and value.strip() else None
+    if not isinstance(value, str) or not 1 <= len(value.strip()) <= SHORT:
+        return None
+    return Fact(value.strip(), FILE, CARD)
 
 
 def _languages(card: Mapping[str, Any]) -> Fact | None:
@@ -308,8 +315,8 @@ def _languages(card: Mapping[str, Any]) -> Fact | None:
     named = value if isinstance(value, list) else [value]
     # YAML reads the language code `no` as false.
     codes = ["no" if code is False else code for code in named]
-    texts = [code for code in codes if isinstance(code, str) and code]
-    return Fact(texts, FILE, CARD) if texts else None
+    texts = [code for code in codes if isinstance(code, str) and 1 <= len(code) <= SHORT]
+    return Fact(texts[:SHORT], FILE, CARD) if texts else None
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -344,7 +351,8 @@ def _modules(read: Read) -> list[tuple[str, str]]:
 
 def _front_matter(content: bytes | None) -> dict[str, Any]:
     """The YAML between the two `---` at the beginning of a model card."""
-    text = (content or b"").decode("utf-8", errors="replace").lstrip("\ufeff")
+    start = (content or b"")[:_LARGEST_FRONT_MATTER]
+    text = start.decode("utf-8", errors="replace").lstrip("\ufeff")
     lines = text.splitlines()
     if not lines or lines[0].strip() != "---":
         return {}
@@ -352,7 +360,7 @@ def _front_matter(content: bytes | None) -> dict[str, Any]:
     if end is None:
         return {}
     try:
-        value = yaml.safe_load("\n".join(lines[1:end]))
+        value = yaml.load("\n".join(lines[1:end]), Loader=_LOADER)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -69,6 +69,13 @@ def test_a_watched_server_stops_at_once_and_the_next_one_finishes_the_work(
     assert own.stop() == 0
 
 
+def test_a_wrong_curated_list_is_named_at_the_start(own: Service) -> None:
+    own.data_dir.mkdir(parents=True)
+    (own.data_dir / "model_configs.yaml").write_text("models: {a/b: {vector_size: 0}}")
+    assert own.spawn().wait(30) == 2
+    assert "models[a/b].vector_size: must be above 0" in own.log.splitlines()[-1]
+
+
 def test_a_catalog_file_is_installed_and_preloaded(
     own: Service,
     tmp_path: Path,

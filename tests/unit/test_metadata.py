@@ -143,6 +143,14 @@ def test_a_card_without_sense_tells_nothing(card: str) -> None:
     assert facts(card=card) == {}
 
 
+def test_a_card_that_explodes_tells_nothing() -> None:
+    levels = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))
+    bomb = f"---\na0: &a0 [lol]\n{levels}\npipeline_tag: *a29\nlicense: *a29\nlanguage: *a29\n---\n"
+    assert facts(card=bomb) == {}
+    endless = "---\n" + "x: y\n" * 10**6
+    assert facts(card=endless) == {}
+
+
 @given(st.binary(max_size=200))
 def test_damaged_files_tell_nothing_and_break_nothing(content: bytes) -> None:
     read_facts(lambda _: content)
