@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +32,7 @@ from controlplane.registry.repository import ModelRepository
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from tests.hub import LocalHub, wait_until
+from tests.webserver import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -371,6 +374,28 @@ async def test_a_converter_gets_no_secret_and_no_network(
     await registry.stop()
 
 
+async def test_an_archive_on_the_web_is_installed_where_the_settings_allow_it(
+    tmp_path: Path, tiny: Path
+) -> None:
+    registry = Registry(tmp_path / "home")
+    with WebServer(tmp_path) as web:
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w:gz") as writing:
+            writing.add(tiny, "tiny")
+        web.files["/tiny.tgz"] = archive.getvalue()
+        registry.start()
+        registry.register(source_url=f"{web.url}/tiny.tgz?token=secret")
+        refused = (await registry.install()).current
+        assert "MODELMORA_ALLOW_HTTP" in (refused.error_message or "")
+        await registry.stop()
+        registry.opened.clear()
+        registry.start(allow_http=True, allow_private_sources=True)
+        version = (await registry.install()).current
+        assert version.status is VersionStatus.READY, version.error_message
+        assert version.artifact_uri == f"{web.url}/tiny.tgz"
+        await registry.stop()
+
+
 # -- downloads that fail -----------------------------------------------------------------------
 
 
@@ -704,4 +729,5 @@ def test_progress_can_be_shown(tmp_path: Path) -> None:
     from controlplane.registry.sources import Progress
 
     shown = msgspec.to_builtins(Progress(phase="downloading", step="x", message="m"))
-    assert set(shown) == {"phase", "step", "message", "fraction", "bytes_done", "bytes_total"}
+    known = {"phase", "step", "message", "fraction", "bytes_done", "bytes_total"}
+    assert set(shown) == known | {"bytes_per_second"}

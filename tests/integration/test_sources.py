@@ -389,6 +389,26 @@ def test_a_server_that_is_no_hub_is_told(hub: LocalHub, fetched: Fetcher) -> Non
         fetched()
 
 
+def test_redirects_of_the_hub_end(hub: LocalHub, fetched: Fetcher) -> None:
+    hub.add("org/name", FILES)
+    hub.fail("resolve", status=302, times=999, location=f"{hub.url}/org/name/resolve/x/config.json")
+    with pytest.raises(DownloadFailed, match="HF_ENDPOINT"):
+        fetched()
+
+
+def test_code_of_a_repository_is_refused_before_its_weights_come(
+    hub: LocalHub, fetched: Fetcher, home: Path, tmp_path: Path
+) -> None:
+    code = json.dumps({"model_type": "own", "auto_map": {"AutoModel": "modeling.Own"}}).encode()
+    hub.add("org/name", FILES | {"config.json": code, "modeling.py": b"import os"})
+    with pytest.raises(SourceRefused, match="auto_map"):
+        fetched()
+    assert hub.asked("model.safetensors") == 0
+    with pytest.raises(SourceRefused, match="auto_map"):
+        fetched(source=str(directory(tmp_path / "source", FILES | {"config.json": code})))
+    assert nothing_left(home)
+
+
 def test_offline_mode_is_told(tmp_path: Path, fetched: Fetcher) -> None:
     code = (
         "import threading, pathlib; from controlplane.registry.sources import fetch;"

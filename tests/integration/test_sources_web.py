@@ -11,9 +11,12 @@ import stat
 import tarfile
 import threading
 import zipfile
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from controlplane.errors import (
     ArtifactNotAccessible,
@@ -23,7 +26,7 @@ from controlplane.errors import (
     UnsafeWeights,
     ValidationFailed,
 )
-from controlplane.registry.addresses import check_addresses
+from controlplane.registry.addresses import check_addresses, plain_ip
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.intake import Intake, Stop
 from controlplane.registry.model import ModelId
@@ -422,6 +425,13 @@ def test_addresses_that_are_not_of_the_internet(address: str) -> None:
     check_addresses("host", public, allow_private=False)
     with pytest.raises(SourceRefused):
         check_addresses("host", [*public, (address, 443)], allow_private=False)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_inside_of_another_is_what_counts(inner: IPv4Address) -> None:
+    number = int(inner)
+    for outer in (0xFFFF << 32 | number, 0x0064FF9B << 96 | number, 0x2002 << 112 | number << 80):
+        assert plain_ip(str(IPv6Address(outer))) == inner
 
 
 def test_the_connection_goes_to_the_address_that_was_checked(
