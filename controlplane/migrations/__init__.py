@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlplane.migrations import m0001_registry
+from controlplane.migrations import m0001_registry, m0005_pinned
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 # In the order of application.
-STEPS: tuple[ModuleType, ...] = (m0001_registry,)
+STEPS: tuple[ModuleType, ...] = (m0001_registry, m0005_pinned)

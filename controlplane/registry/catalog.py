@@ -122,6 +122,8 @@ def _filters(
 def pick(model: Model, version: str | None) -> ModelVersion:
     """One version of a model, by its string or Triton number; None means the current one.
 
+    `latest` is the newest that is ready.
+
     Raises:
         VersionNotFound.
     """
@@ -143,8 +145,8 @@ def every_version(db: Database) -> tuple[ModelVersion, ...]:
     return tuple(version_from(row, row["text_id"]) for row in rows)
 
 
-def servable(model: Model, version: ModelVersion) -> Servable:
-    """What it takes to serve a version.
+def servable(model: Model, version: ModelVersion, *, floating: bool = False) -> Servable:
+    """What it takes to serve a version; `floating` when the request named none.
 
     Raises:
         ModelNotReady: it is not installed.
@@ -161,4 +163,5 @@ def servable(model: Model, version: ModelVersion) -> Servable:
         triton_name=version.triton_name,
         triton_version=version.triton_version,
         need_mb=version.need_mb,
+        floating=floating,
     )

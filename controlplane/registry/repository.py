@@ -127,16 +127,32 @@ class ModelRepository:
             return []
         return sorted(int(path.name) for path in home.iterdir() if path.name.isdecimal())
 
-    def load_config(self, triton_name: str, triton_version: int) -> str:
+    def load_config(self, triton_name: str, triton_version: int, *beside: int) -> str:
         """The JSON for the `config` parameter of a load that serves only this version.
+
+        Args:
+            beside: versions that are to be served as well, with this version's configuration.
 
         Raises:
             FileNotFoundError: no such version.
             ValueError: its config.pbtxt is damaged.
         """
+        config = self._read_config(triton_name, triton_version)
+        return model_config.load_json(config, triton_version, *beside)
+
+    def fit_together(self, triton_name: str, one: int, other: int) -> bool:
+        """True when two versions can be served at a time: Triton has one configuration for both.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_config`.
+        """
+        return model_config.equal_but_for_versions(
+            self._read_config(triton_name, one), self._read_config(triton_name, other)
+        )
+
+    def _read_config(self, triton_name: str, triton_version: int) -> Any:
         path = self.root / triton_name / str(triton_version) / CONFIG
-        config = model_config.read_pbtxt(path.read_text(encoding="utf-8"))
-        return model_config.load_json(config, triton_version)
+        return model_config.read_pbtxt(path.read_text(encoding="utf-8"))
 
     def manifest(self, triton_name: str, triton_version: int) -> dict[str, Any]:
         """The version's manifest, read once.

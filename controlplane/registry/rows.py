@@ -88,6 +88,7 @@ def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
         source_url=row["source_url"],
         config=json.loads(row["config"]),
         custom_params=json.loads(row["custom_params"]),
+        pinned=bool(row["pinned"]),
     )
 
 

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from controlplane.errors import (
     ArtifactNotAccessible,
@@ -37,7 +40,6 @@ from controlplane.registry.local import copy_directory, directory_of
 from controlplane.registry.patience import HubLimits, Patience, Transient
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
     from pathlib import Path
 
@@ -45,7 +47,16 @@ if TYPE_CHECKING:
 
     from controlplane.registry.model import ModelId
 
-__all__ = ["FetchCancelled", "FetchedSource", "HubLimits", "Progress", "SourceFile", "fetch"]
+__all__ = [
+    "FetchCancelled",
+    "FetchedSource",
+    "HubLimits",
+    "HubRefs",
+    "Progress",
+    "SourceFile",
+    "fetch",
+    "list_refs",
+]
 
 _CANONICAL = "https://huggingface.co"
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -105,6 +116,33 @@ def fetch(
             f"The source of {model_id} version {version}", checksum, source.checksum
         )
     return source
+
+
+class HubRefs(msgspec.Struct, frozen=True):
+    """A repository's branches and tags, each with the commit that it stands for now."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+def list_refs(model_id: ModelId, *, limits: HubLimits | None = None) -> HubRefs:
+    """Ask the hub for a repository's branches and tags. Blocks; run it in a thread.
+
+    Raises:
+        ArtifactNotAccessible: no such repository, or not ours to read.
+        DownloadFailed: the hub does not answer within `limits.resolve`, or not sensibly.
+    """
+    return _Hub(model_id, limits or HubLimits(), threading.Event()).refs()
+
+
+class _Ref(msgspec.Struct):
+    name: str
+    commit: str = msgspec.field(name="targetCommit")
+
+
+class _Refs(msgspec.Struct):
+    branches: list[_Ref]
+    tags: list[_Ref]
 
 
 class _Hub:
@@ -179,6 +217,29 @@ class _Hub:
         if not (isinstance(commit, str) and len(commit) == 40 and commit.isalnum()):
             raise DownloadFailed(f"{self._endpoint} names no commit for {self._id} {version!r}.")
         return info
+
+    def refs(self) -> HubRefs:
+        # Not `HfApi.list_repo_refs`: it waits for an answer without a limit.
+        url = f"{self._endpoint}/api/models/{self._id}/refs"
+        deadline = time.monotonic() + self._limits.resolve
+
+        def ask() -> bytes:
+            seconds = max(0.1, min(self._limits.answer, deadline - time.monotonic()))
+            headers = self._utils.build_hf_headers(library_name="modelmora")
+            response = self._utils.get_session().get(url, headers=headers, timeout=seconds)
+            self._utils.hf_raise_for_status(response)
+            return bytes(response.content)
+
+        try:
+            found = msgspec.json.decode(self._persistently(ask, deadline=deadline), type=_Refs)
+        except msgspec.DecodeError as error:
+            raise DownloadFailed(
+                f"{self._endpoint} does not answer as a HuggingFace hub does. Check HF_ENDPOINT."
+            ) from error
+        return HubRefs(
+            branches={ref.name: ref.commit for ref in found.branches},
+            tags={ref.name: ref.commit for ref in found.tags},
+        )
 
     # -- one file --------------------------------------------------------------------------------
 

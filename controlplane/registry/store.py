@@ -39,7 +39,7 @@ from controlplane.registry.model import (
     check_new_model,
 )
 from controlplane.registry.retired import retire
-from controlplane.registry.rows import insert, query
+from controlplane.registry.rows import insert, query, read_models
 from controlplane.registry.versions import VersionStore
 
 __all__ = ["ModelStore", "Page"]
@@ -80,6 +80,10 @@ class ModelStore(VersionStore):
             page_size=page_size,
         )
 
+    def every_model(self) -> tuple[Model, ...]:
+        """All models with their versions, by model id."""
+        return read_models(self._db, query(self._db, "SELECT * FROM model ORDER BY model_id"))
+
     def servable(self, name: str, version: str | None = None) -> Servable:
         """What it takes to serve a version; no SQL when asked before and unchanged since.
 
@@ -91,7 +95,7 @@ class ModelStore(VersionStore):
         if known is not None:
             return known
         model = self.get(name)
-        found = catalog.servable(model, pick(model, version))
+        found = catalog.servable(model, pick(model, version), floating=version is None)
         if len(self._servables) >= _CACHE_LIMIT:
             self._servables.clear()
         self._servables[name, version] = found
@@ -206,10 +210,14 @@ class ModelStore(VersionStore):
 
     # -- versions ----------------------------------------------------------------------------
 
-    def add_version(self, model_id: str, version: str, **fields: Any) -> ModelVersion:
+    def add_version(
+        self, model_id: str, version: str, *, revision: str | None = None, **fields: Any
+    ) -> ModelVersion:
         """Register a further version; nothing is downloaded.
 
         Args:
+            revision: the commit it is to be, where that is known; else what its name stands for
+                when it is downloaded.
             fields: any of framework, framework_version, metadata, created_by,
                 resource_requirements.
 
@@ -225,7 +233,7 @@ class ModelStore(VersionStore):
             )
             if any(known.version == version for known in model.versions):
                 raise VersionAlreadyExists(model.model_id, version)
-            self._insert_version(model.id, model.model_id, version, **fields)
+            self._insert_version(model.id, model.model_id, version, revision=revision, **fields)
             self._write_model(model)
             self._touch_catalog()
             events.append(
@@ -253,6 +261,24 @@ class ModelStore(VersionStore):
                     model_id=model.model_id,
                     previous_version=model.current_version,
                     version=chosen,
+                )
+            )
+        return self.get(model_id)
+
+    def set_pinned(self, model_id: str, *, pinned: bool) -> Model:
+        """Have upgrades refused, or allowed again; a no-op when it is so already.
+
+        Raises:
+            InvalidModelId, ModelNotFound.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            if model.pinned == pinned:
+                return model
+            self._write_model(model, pinned=pinned)
+            events.append(
+                ModelUpdated(
+                    aggregate_id=model.catalog_id, model_id=model.model_id, fields=["pinned"]
                 )
             )
         return self.get(model_id)
