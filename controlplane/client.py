@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from controlplane import client_operations as operations
+from controlplane import client_versions
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_types import (
     InstallFailed,
@@ -212,6 +213,16 @@ class ModelMoraClient:
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
     wait_until_ready = _sync(operations.wait_until_ready)
+    versions = _sync(client_versions.versions)
+    version = _sync(client_versions.version)
+    add_version = _sync(client_versions.add_version)
+    use = _sync(client_versions.use)
+    remove_version = _sync(client_versions.remove_version)
+    upgrade = _sync(client_versions.upgrade)
+    downgrade = _sync(client_versions.downgrade)
+    pin = _sync(client_versions.pin)
+    unpin = _sync(client_versions.unpin)
+    outdated = _sync(client_versions.outdated)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -269,6 +280,16 @@ class AsyncModelMoraClient:
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
     wait_until_ready = _async(operations.wait_until_ready)
+    versions = _async(client_versions.versions)
+    version = _async(client_versions.version)
+    add_version = _async(client_versions.add_version)
+    use = _async(client_versions.use)
+    remove_version = _async(client_versions.remove_version)
+    upgrade = _async(client_versions.upgrade)
+    downgrade = _async(client_versions.downgrade)
+    pin = _async(client_versions.pin)
+    unpin = _async(client_versions.unpin)
+    outdated = _async(client_versions.outdated)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -65,12 +65,18 @@ Steps = Generator["Call[Any] | Pause", Any, T]
 OnProgress = Callable[[Progress], None]
 
 
-def _ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
+def ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
+    """One call; `more` are further fields of `Call`."""
     answer: T = yield Call(method=method, path=path, result=result, **more)
     return answer
 
 
-def _model_path(model_id: str, action: str = "") -> str:
+def model_path(model_id: str, action: str = "") -> str:
+    """Address of a model, and of what can be done with it.
+
+    Raises:
+        ModelMoraApiError: `model_id` is none.
+    """
     return f"/api/v1/models/{_spelled(model_id)}{action}"
 
 
@@ -82,7 +88,8 @@ def _spelled(model_id: str) -> str:
         raise ModelMoraApiError(error.code, error.message, error.details, 400) from error
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
+    """Those fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -90,8 +97,8 @@ def register(
     model_id: str, task_type: str = "txt2embed", *, version: str | None = None, **fields: Any
 ) -> Steps[ModelInfo]:
     """Add a model without downloading it; `fields` as in POST /api/v1/models."""
-    body = _given(model_id=model_id, task_type=task_type, version=version, **fields)
-    return _ask("POST", "/api/v1/models", ModelInfo, json=body)
+    body = given(model_id=model_id, task_type=task_type, version=version, **fields)
+    return ask("POST", "/api/v1/models", ModelInfo, json=body)
 
 
 def list_models(
@@ -103,42 +110,45 @@ def list_models(
     page_size: int = 20,
 ) -> Steps[ModelPage]:
     """One page of the catalog; `page` from 1, `page_size` 1 to 100."""
-    filters = _given(task_type=task_type, status=status, search_text=search_text)
+    filters = given(task_type=task_type, status=status, search_text=search_text)
     params = filters | {"page": page, "page_size": page_size}
-    return _ask("GET", "/api/v1/models", ModelPage, params=params)
+    return ask("GET", "/api/v1/models", ModelPage, params=params)
 
 
-def get(model_id: str) -> Steps[ModelInfo]:
-    """One model of the catalog."""
-    return _ask("GET", _model_path(model_id), ModelInfo)
+def get(model_id: str, version: str | None = None) -> Steps[ModelInfo]:
+    """One model of the catalog; told of `version`, else of the current one."""
+    return ask("GET", model_path(model_id), ModelInfo, params=given(version=version))
 
 
 def update(model_id: str, **changes: Any) -> Steps[ModelInfo]:
     """Change display_name, description, config or resource_requirements; None clears."""
-    return _ask("PUT", _model_path(model_id), ModelInfo, json=changes)
+    return ask("PUT", model_path(model_id), ModelInfo, json=changes)
 
 
 def delete(model_id: str, *, force: bool = False) -> Steps[None]:
     """Remove a model and its files; `force` unloads it first."""
     params = {"force": "true"} if force else {}
-    return _ask("DELETE", _model_path(model_id), type(None), params=params, timeout=None)
+    return ask("DELETE", model_path(model_id), type(None), params=params, timeout=None)
 
 
 def download(model_id: str, version: str | None = None) -> Steps[DownloadAccepted]:
-    """Start the installation of a registered model; returns at once."""
-    body = _given(version=version)
-    return _ask("POST", _model_path(model_id, "/download"), DownloadAccepted, json=body)
+    """Start the installation of a registered model; returns at once.
+
+    A version that is not registered is added beside the others.
+    """
+    body = given(version=version)
+    return ask("POST", model_path(model_id, "/download"), DownloadAccepted, json=body)
 
 
 def load(model_id: str, version: str | None = None) -> Steps[LoadedModel]:
     """Load a model; returns when it serves."""
-    path, body = _model_path(model_id, "/load"), _given(version=version)
-    return _ask("POST", path, LoadedModel, json=body, timeout=None)
+    path, body = model_path(model_id, "/load"), given(version=version)
+    return ask("POST", path, LoadedModel, json=body, timeout=None)
 
 
 def unload(model_id: str) -> Steps[Unloaded]:
     """Unload a model; returns when its memory is free."""
-    return _ask("POST", _model_path(model_id, "/unload"), Unloaded, timeout=None)
+    return ask("POST", model_path(model_id, "/unload"), Unloaded, timeout=None)
 
 
 def infer(
@@ -158,11 +168,11 @@ def infer(
         priority: critical, high, medium (the default) or low.
         timeout_seconds: 1 to 600; None takes the server's setting.
     """
-    more = _given(
+    more = given(
         parameters=parameters, priority=priority, timeout_seconds=timeout_seconds, version=version
     )
     path, body = f"/api/v1/infer/{_spelled(model_id)}", {"input_data": input_data, **more}
-    return _ask("POST", path, InferResult, json=body, timeout=None)
+    return ask("POST", path, InferResult, json=body, timeout=None)
 
 
 def embed(
@@ -177,9 +187,7 @@ def embed(
     `normalize` None leaves it to the model; True gives vectors of length 1.
     """
     text = [texts] if isinstance(texts, str) else list(texts)
-    result = yield from infer(
-        model_id, {"text": text}, _given(normalize=normalize), version=version
-    )
+    result = yield from infer(model_id, {"text": text}, given(normalize=normalize), version=version)
     return vectors(result)
 
 
@@ -192,27 +200,27 @@ def vectors(result: InferResult) -> list[list[float]]:
 
 def status() -> Steps[SystemStatus]:
     """Memory, GPUs, Triton and the loaded models."""
-    return _ask("GET", "/api/v1/status", SystemStatus)
+    return ask("GET", "/api/v1/status", SystemStatus)
 
 
 def settings() -> Steps[dict[str, Any]]:
     """The settings in force at the server."""
-    return _ask("GET", "/api/v1/settings", dict[str, Any])
+    return ask("GET", "/api/v1/settings", dict[str, Any])
 
 
 def health() -> Steps[Health]:
     """Whether the server runs."""
-    return _ask("GET", "/health", Health)
+    return ask("GET", "/health", Health)
 
 
 def ready() -> Steps[Readiness]:
     """Whether everything the server needs works; does not raise when it does not."""
-    return _ask("GET", "/health/ready", Readiness, also=(503,))
+    return ask("GET", "/health/ready", Readiness, also=(503,))
 
 
 def models_health() -> Steps[ModelsHealth]:
     """The loaded models' last test inferences."""
-    return _ask("GET", "/health/models", ModelsHealth)
+    return ask("GET", "/health/models", ModelsHealth)
 
 
 def wait_until_ready(timeout: float = 60.0) -> Steps[Readiness]:
@@ -243,7 +251,8 @@ def install(
     """Register the model if it is absent, download and convert it, wait until it is ready.
 
     Args:
-        version: branch, tag or commit; None takes the current version, `main` for a new model.
+        version: branch, tag or commit; None takes the current version, `main` for a new model. A
+            further version is installed beside the others; the current one stays (see `use`).
         task_type: None takes txt2embed for a new model.
         source_url: `file:///…` as the server sees it; None takes the hub.
         on_progress: called about four times a second.
@@ -256,8 +265,19 @@ def install(
     deadline = None if timeout is None else time.monotonic() + timeout
     yield from _registered(model_id, version, task_type, source_url)
     yield from download(model_id, version)
+    return (yield from wait_installed(model_id, version, on_progress, deadline, timeout))
+
+
+def wait_installed(
+    model_id: str,
+    version: str | None,
+    on_progress: OnProgress | None,
+    deadline: float | None,
+    timeout: float | None,
+) -> Steps[ModelInfo]:
+    """Wait until a version is ready, to a deadline on time.monotonic(). Raises as `install`."""
     while True:
-        model = yield from get(model_id)
+        model = yield from get(model_id, version)
         if on_progress is not None:
             on_progress(model.progress or Progress(phase=model.status))
         if model.status == "ready":
@@ -282,13 +302,6 @@ def _registered(
             model_id, task_type or "txt2embed", version=version, source_url=source_url
         )
         return
-    if version is not None and version not in model.versions:
-        raise ModelMoraApiError(
-            "VERSION_ALREADY_EXISTS",
-            f"{model_id} is registered with version {', '.join(model.versions)}; a second version "
-            f"cannot be added yet. To replace it: modelmora uninstall {model_id}",
-            status=409,
-        )
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):
             raise ModelMoraApiError(

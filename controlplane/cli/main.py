@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import base, config, exits, infer, models, runtime, serve
+from controlplane.cli import base, config, exits, infer, models, runtime, serve, versions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,14 @@ for _command in (
     models.install,
     models.list_models,
     models.info,
+    versions.versions,
+    versions.use,
+    versions.upgrade,
+    versions.downgrade,
+    versions.pin,
+    versions.unpin,
+    versions.outdated,
+    versions.remove_version,
     runtime.load,
     runtime.unload,
     runtime.status,

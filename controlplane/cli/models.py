@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from controlplane.cli.output import Block, Output, Table, age, facts, megabytes,
 from controlplane.client_types import ModelInfo, ModelMoraApiError, ModelPage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_operations import OnProgress
     from controlplane.client_types import Progress
 
 _MB = 1024 * 1024
@@ -30,6 +31,7 @@ _MB = 1024 * 1024
     help="A directory on the server's machine, or a URL; else the HuggingFace hub.",
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long.")
+@click.option("--use", is_flag=True, help="Make the version current when it is ready.")
 @client_command
 def install(
     client: ModelMoraClient,
@@ -38,22 +40,34 @@ def install(
     task: str | None,
     source: str | None,
     timeout: float | None,
+    use: bool,
 ) -> None:
     """Download a model, convert it and wait until it can be served.
 
-    VERSION is a branch, tag or commit of its repository (default: main). Installing what is
-    installed changes nothing.
+    VERSION is a branch, tag or commit of its repository (default: main). A further version is
+    installed beside the others. Installing what is installed changes nothing.
 
     \b
     Example:
       modelmora install sentence-transformers/all-MiniLM-L6-v2
       modelmora install my-team/my-model@v2 --source ./my-model
     """
-    from controlplane.cli.progress import shown_progress
-
     model_id, version = split_version(model)
     source_url = None if source is None else as_source_url(source)
     phases: set[str] = set()
+    with shown(out, model_id, phases) as on_progress:
+        installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+    if use and version is not None:
+        client.use(model_id, version)
+        installed = client.get(model_id)
+    out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
+
+
+@contextmanager
+def shown(out: Output, model_id: str, phases: set[str]) -> Iterator[OnProgress]:
+    """Show the progress of an installation to people; `phases` collects those it went through."""
+    from controlplane.cli.progress import shown_progress
+
     with nullcontext() if out.as_json else shown_progress() as show:
 
         def on_progress(progress: Progress) -> None:
@@ -62,11 +76,10 @@ def install(
                 show(progress)
 
         try:
-            installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+            yield on_progress
         except KeyboardInterrupt:
             out.note(f"The server goes on installing; look with: modelmora info {model_id}")
             raise
-    out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
 
 
 def as_source_url(source: str) -> str:
@@ -94,7 +107,12 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     remark = ", ".join(filter(None, remarks))
     verb = "is already installed" if already else "is installed"
     yield f"{model.model_id}@{model.version} {verb}" + (f" ({remark})." if remark else ".")
-    yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
+    if model.current_version not in (None, model.version):
+        yield f"{model.current_version} stays current; to switch: modelmora use " + (
+            f"{model.model_id}@{model.version}"
+        )
+    else:
+        yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
 
 
 @click.command("list")
@@ -172,6 +190,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("task", model.task_type),
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
+            ("pinned", "upgrades are refused" if model.pinned else ""),
             ("status", model.status),
             ("error", model.error),
             ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),

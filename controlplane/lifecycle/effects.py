@@ -91,10 +91,9 @@ class TritonEffects:
         except (TritonError, OSError, ModelMoraError) as error:
             await self._clean_up(servable)
             raise LoadFailed(servable.model_id, _reason(error)) from error
-        pids = self._server.stub_pids(name, number)
         return Loaded(
             memory_mb=await self.measure(servable),
-            process_id=pids[0] if pids else None,
+            process_id=self.process_of(servable),
             seconds=time.monotonic() - started,
             response_time_ms=response_time_ms,
         )
@@ -151,6 +150,10 @@ class TritonEffects:
         """Memory of the model's processes in MB; None where they cannot be seen."""
         pids = self._server.stub_pids(*servable.key)
         return await asyncio.to_thread(memory.process_tree_mb, pids) if pids else None
+
+    def process_of(self, servable: Servable) -> int | None:
+        """The model's process; None where there is none to be seen."""
+        return next(iter(self._server.stub_pids(*servable.key)), None)
 
     def process_lost(self, process_id: int | None) -> bool:
         """True when the model had a process of its own and it is gone."""

@@ -330,6 +330,10 @@ class Scheduler:
         resident.peak_mb = max(resident.peak_mb, memory_mb)
         self._decide()
 
+    def process_replaced(self, resident: Resident, process_id: int) -> None:
+        """Triton restarted the model by itself, as it does when its configuration changes."""
+        resident.process_id = process_id
+
     def checked(self, resident: Resident, status: health.HealthStatus) -> None:
         """Take the outcome of a test inference; an unhealthy model leaves and comes back."""
         resident.health = status
@@ -405,9 +409,7 @@ class Scheduler:
             raise ServiceUnavailable("The service is stopping.")
         resident = self._bookkeeping(servable)
         if resident.state is ModelState.UNLOADED and resident.need_mb > self.budget_mb:
-            raise InsufficientMemory(
-                servable.model_id, resident.need_mb, self.budget_mb, ever=True
-            )
+            raise InsufficientMemory(servable.model_id, resident.need_mb, self.budget_mb, ever=True)
         if resident.state is ModelState.FAILED:
             self._try_failed_again(resident)
         return resident

@@ -2,7 +2,7 @@
 
     <root>/<org>--<repo>/config.pbtxt          of the version published last
     <root>/<org>--<repo>/<n>/manifest.json     and the artefact's files
-    <root>/<org>--<repo>/<n>/model.py          imports the backend
+    <root>/<org>--<repo>/<n>/model.py          imports the backend; compiled in __pycache__
     <root>/<org>--<repo>/<n>/config.pbtxt      of this version
     <root>/.staging/                           work in progress, on the same file system
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import py_compile
 import re
 import shutil
 import tempfile
@@ -79,6 +80,7 @@ class ModelRepository:
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
             version = _take(artefact, scratch / str(triton_version))
             _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+            precompile(version / "model.py")
             _write(version / CONFIG, model_config.to_pbtxt(config))
             _sync_tree(version)
             self._install(name, version, scratch)
@@ -254,6 +256,21 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def precompile(source: Path) -> None:
+    """Put a version's compiled `model.py` in place before Triton's process would.
+
+    A `__pycache__` that appears in a version's folder looks like a change of the version to
+    Triton: it would restart a running version as soon as another is loaded beside it.
+    """
+    # unchecked: a copy of the repository has other times, and must not be compiled again
+    py_compile.compile(
+        str(source),
+        dfile=source.name,
+        doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
 
 
 def _sync_tree(folder: Path) -> None:

@@ -186,14 +186,6 @@ async def choose_upgrade(
     return installed or ensure_version(store, name, target.version, target=target)
 
 
-def is_older(model: Model, version: ModelVersion) -> bool:
-    """True when `version` is older than the current one: by number, else by registration."""
-    current = model.current
-    if is_semantic(version.version) and is_semantic(current.version):
-        return version_sort_key(version.version) < version_sort_key(current.version)
-    return version.triton_version < current.triton_version
-
-
 def _refuse_older(model: Model, version: str) -> None:
     both = is_semantic(version) and is_semantic(model.current_version)
     if both and version_sort_key(version) < version_sort_key(model.current_version):

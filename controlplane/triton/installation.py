@@ -175,9 +175,6 @@ def server_environment(installation: Installation) -> dict[str, str]:
     # when nobody activated it; otherwise "No module named '_struct'", or packages are missing.
     _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
     environment["PYTHONUNBUFFERED"] = "1"  # or a model's prints arrive when its process ends
-    # A __pycache__ that appears in a version's folder looks like a change of the version: Triton
-    # would restart it when another version is loaded beside it.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return environment
 
 

@@ -18,7 +18,8 @@ from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.switch import SwitchMode
 from controlplane.registry.model import Servable, TaskType
-from controlplane.registry.repository import ModelRepository
+from controlplane.registry.repository import ModelRepository, precompile
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,6 +61,7 @@ class World:
         home = self.triton.repository / name
         (home / str(version) / "manifest.json").write_text(json.dumps(MANIFEST))
         shutil.copy(home / "config.pbtxt", home / str(version) / "config.pbtxt")
+        precompile(home / str(version) / "model.py")
         return name
 
     def servable(self, name: str, version: int, *, floating: bool = False) -> Servable:
@@ -116,6 +118,11 @@ class World:
             stop.set()
             await asyncio.gather(*tasks)
 
+    async def more(self, count: int) -> None:
+        """Wait for so many further answers."""
+        wanted = len(self.answers) + count
+        await eventually(lambda: len(self.answers) >= wanted or self.failures)
+
     def pid(self, name: str) -> int | None:
         shown = self.scheduler.view(name.replace("--", "/"))
         return shown.process_id if shown else None
@@ -136,15 +143,11 @@ async def test_ten_switches_under_load_lose_no_request(world: World) -> None:
     name = world.add(1)
     world.current = 1
     async with world.load_on(name):
-        while not world.answers:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: world.answers)
         world.add(2, name)
         for turn in range(10):
-            seen = len(world.answers)
             assert await world.use(name, 2 - turn % 2) is SwitchMode.LIVE
-            while len(world.answers) < seen + 20:
-                assert not world.failures
-                await asyncio.sleep(0.01)
+            await world.more(20)
     assert world.failures == []
     assert set(world.answers) == {b"v1", b"v2"}
     assert [v.version for v in world.scheduler.loaded()] == ["v1"]
@@ -159,10 +162,8 @@ async def test_the_old_version_runs_untouched_while_the_new_one_is_loaded(world:
     old = world.pid(name)
     world.add(2, name)  # published after the first was loaded, as an installation does
     pids: set[int] = set()
-    world.scheduler._publish, publish = (  # type: ignore[method-assign]
-        lambda event: (pids.update(world.triton.server.stub_pids(name, 1)), publish(event))[1],
-        world.scheduler._publish,
-    )
+    bus = world.scheduler._bus
+    bus.subscribe(events.ModelLoaded, lambda _: pids.update(world.triton.server.stub_pids(name, 1)))
     assert await world.use(name, 2) is SwitchMode.LIVE
     assert pids == {old}
     new = world.pid(name)
@@ -180,14 +181,10 @@ async def test_a_new_version_that_cannot_be_loaded_leaves_the_old_one_serving(
     world.add(2, name, initialize="raise RuntimeError('no weights here')")
     world.current = 1
     async with world.load_on(name):
-        while not world.answers:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: world.answers)
         with pytest.raises(LoadFailed, match="no weights here"):
             await world.use(name, 2)
-        seen = len(world.answers)
-        while len(world.answers) < seen + 20:
-            assert not world.failures
-            await asyncio.sleep(0.01)
+        await world.more(20)
     assert world.failures == []
     assert set(world.answers) == {b"v1"}
     assert world.unloads() == []
@@ -214,8 +211,7 @@ async def test_without_room_for_both_requests_wait(
     world.add(2, name)
     world.current = 1
     async with world.load_on(name):
-        while not world.answers:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: world.answers)
         for version in (2, 1, 2):
             assert await world.use(name, version) is SwitchMode.DRAINED
     assert world.failures == []
@@ -232,7 +228,6 @@ async def test_versions_with_different_tensors_are_never_served_by_one_configura
     config.write_text(config.read_text().replace("max_batch_size: 8", "max_batch_size: 4"))
     world.current = 1
     async with world.load_on(name):
-        while not world.answers:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: world.answers)
         assert await world.use(name, 2) is SwitchMode.DRAINED
     assert world.failures == []

@@ -481,7 +481,8 @@ async def test_openapi_document(http):
     assert document["info"]["version"] == "1.2.3"
     operations = [o for item in document["paths"].values() for o in item.values()]
     ids = [o["operationId"] for o in operations]
-    assert len(ids) == len(set(ids)) == 16
+    assert len(ids) == len(set(ids))
+    assert {"registerModel", "loadModel", "infer", "useVersion", "getStatus"} <= set(ids)
     assert all(o["tags"] and o["summary"] and o["description"] for o in operations)
     names = {p["name"] for o in operations for p in o.get("parameters", ())}
     assert names == {

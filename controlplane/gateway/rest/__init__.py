@@ -9,7 +9,7 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from controlplane.gateway.http import HttpGateway
-from controlplane.gateway.rest import docs, infer, lifecycle, models, system
+from controlplane.gateway.rest import docs, infer, lifecycle, models, system, versions
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
 from controlplane.gateway.rest.requests import JsonRequest
 from controlplane.gateway.v2_http import V2Http
@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from controlplane.gateway.asgi import App
     from controlplane.gateway.services import Services
 
-API_ROUTES = [*models.ROUTES, *lifecycle.ROUTES, *infer.ROUTES, *system.ROUTES]
+API_ROUTES = [
+    *models.ROUTES,
+    *versions.ROUTES,
+    *lifecycle.ROUTES,
+    *infer.ROUTES,
+    *system.ROUTES,
+]
 
 
 def create_app(services: Services) -> HttpGateway:

@@ -20,7 +20,9 @@ from controlplane.gateway.rest.schemas import (
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
+from controlplane.registry.catalog import pick
 from controlplane.registry.model import Model, ModelId
+from controlplane.registry.upgrades import ensure_version
 
 TAGS = ["Models"]
 _PATH = "/api/v1/models"
@@ -88,10 +90,20 @@ async def list_models(
     responses=failures(400, 404),
 )
 async def get_model(
-    org: FromPath[str], repo: FromPath[str], services: GivenServices
+    org: FromPath[str],
+    repo: FromPath[str],
+    services: GivenServices,
+    version: Annotated[
+        str | None, QueryParameter(description="Tell of this version, not of the current one.")
+    ] = None,
 ) -> ModelResponse:
     """One model, with the progress of its installation while that runs."""
-    return _render(services, services.store.get(model_name(org, repo)))
+    model = services.store.get(model_name(org, repo))
+    if version is None:
+        return _render(services, model)
+    shown = pick(model, version)
+    progress = services.installer.progress(model.model_id, shown.version)
+    return ModelResponse.of(model, progress, shown)
 
 
 @put(
@@ -155,11 +167,15 @@ async def download_model(
     services: GivenServices,
     data: JSONBody[DownloadRequest | None] = None,
 ) -> DownloadAccepted:
-    """Start the installation; it runs on after this answer. Read the model to see how far it is."""
+    """Start the installation; it runs on after this answer. Read the model to see how far it is.
+
+    A version that is not registered is added beside the others; the current one stays."""
     name = model_name(org, repo)
     wanted = data.version if data else None
+    if wanted is not None:
+        wanted = ensure_version(services.store, name, wanted).version
     model = services.installer.request(name, wanted)
-    version = next((v for v in model.versions if v.version == wanted), model.current)
+    version = pick(model, wanted)
     ready = version.status == "ready"
     return DownloadAccepted(
         model_id=model.model_id,
