@@ -486,7 +486,7 @@ async def test_openapi_document(http):
     assert all(o["tags"] and o["summary"] and o["description"] for o in operations)
     names = {p["name"] for o in operations for p in o.get("parameters", ())}
     assert names == {
-        *("org", "repo", "force"),
+        *("org", "repo", "force", "version", "model_id"),
         *("task_type", "status", "search_text", "page", "page_size"),
     }
     load = document["paths"]["/api/v1/models/{org}/{repo}/load"]["post"]
