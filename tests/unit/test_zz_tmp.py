@@ -1,0 +1,337 @@
+"""Random histories of the scheduler: whatever happens in whatever order, its promises hold.
+
+Promises: the budget is never exceeded, no model with a lease is unloaded, one load at a time per
+model, two versions of it in memory only during a switch, no lease is lost, no request that names
+no version fails for a version that is not the current one, and when everything that can end has
+ended, nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from controlplane import events
+from controlplane.errors import LoadFailed, ModelMoraError
+from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.scheduler import Scheduler
+from controlplane.lifecycle.state import ModelState
+from controlplane.registry.model import Servable, TaskType
+
+BUDGET = 100.0
+SLOTS = 4
+NEEDS = [20.0, 30.0, 30.0, 45.0, 60.0, 100.0]
+VERSIONS = (1, 2, 3)
+UNFIT = 3  # a version whose tensors differ from the others'
+
+
+def model(number: int, version: int = 1, *, floating: bool = False) -> Servable:
+    return Servable(
+        model_id=f"org/m{number}",
+        version=f"v{version}",
+        version_id=f"{number}-{version}",
+        task_type=TaskType.TXT2EMBED,
+        triton_name=f"org--m{number}",
+        triton_version=version,
+        need_mb=NEEDS[number],
+        floating=floating,
+    )
+
+
+def label(servable: Servable) -> str:
+    return f"{servable.model_id}@{servable.triton_version}"
+
+
+def need(name: str) -> float:
+    return NEEDS[int(name[len("org/m")])]
+
+
+@dataclass(eq=False)
+class Client:
+    """One request: waits for its lease, holds it until told."""
+
+    target: Servable
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    leased: Servable | None = None
+    error: ModelMoraError | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def holding(self) -> bool:
+        return self.leased is not None
+
+    async def run(self, scheduler: Scheduler, priority: int) -> None:
+        deadline = asyncio.get_running_loop().time() + 3600
+        try:
+            lease = scheduler.lease(self.target, deadline=deadline, priority=priority)
+            async with lease as self.leased:
+                await self.done.wait()
+        except ModelMoraError as error:
+            self.error = error
+        finally:
+            self.leased = None
+
+
+@dataclass
+class OpenEffects:
+    """Effects that stay open until the history ends them; keeps its own book of the memory.
+
+    What it sees broken it notes in `violations`: an exception would end in the scheduler.
+    """
+
+    clients: list[Client]
+    loading: dict[str, asyncio.Future[Loaded]] = field(default_factory=dict)
+    unloading: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    in_memory: dict[str, float] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    async def load(self, target: Servable, timeout: float) -> Loaded:
+        name = label(target)
+        if name in self.loading or name in self.in_memory:
+            self.violations.append(f"{name} is loaded twice")
+        future = self.loading[name] = asyncio.get_running_loop().create_future()
+        self.in_memory[name] = target.need_mb
+        loaded = None
+        try:
+            loaded = await future
+            return loaded
+        finally:
+            self.loading.pop(name, None)
+            if loaded is None:
+                self.in_memory.pop(name, None)
+            else:
+                self.in_memory[name] = loaded.memory_mb or target.need_mb
+
+    async def unload(self, target: Servable, timeout: float) -> None:
+        name = label(target)
+        if any(client.leased and client.leased.key == target.key for client in self.clients):
+            self.violations.append(f"{name} is busy and is unloaded")
+        future = self.unloading[name] = asyncio.get_running_loop().create_future()
+        try:
+            await future
+            self.in_memory.pop(name, None)
+        finally:
+            self.unloading.pop(name, None)
+
+    def lose(self) -> None:
+        """The server died: its memory is back at once."""
+        self.in_memory.clear()
+
+    def fit_together(self, one: Servable, other: Servable) -> bool:
+        return UNFIT not in (one.triton_version, other.triton_version)
+
+    def kill_server(self) -> bool:
+        return False
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.clients: list[Client] = []
+        self.effects = OpenEffects(self.clients)
+        self.scheduler = Scheduler(
+            self.effects,
+            events.EventBus(),
+            budget_mb=BUDGET,
+            max_models=SLOTS,
+            load_timeout=30.0,
+        )
+        self.server_up = True
+        self.current = dict.fromkeys(range(len(NEEDS)), 1)
+        self.switches: list[asyncio.Task[object]] = []
+
+    def settle(self) -> None:
+        async def turns() -> None:
+            for _ in range(12):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+        for client in self.clients:
+            if client.error is not None and client.target.floating:
+                self._check_failure(client.target, client.error)
+        self.clients[:] = [c for c in self.clients if c.task is not None and not c.task.done()]
+
+    def _check_failure(self, target: Servable, error: ModelMoraError) -> None:
+        """A switch that does not succeed is nothing that clients may notice."""
+        if isinstance(error, LoadFailed):
+            number = int(target.model_id[len("org/m") :])
+            failed = int(error.details["model_id"].rpartition("@")[2])
+            if failed != self.current[number]:
+                self.effects.violations.append(f"{label(target)} failed for version {failed}")
+
+    def call(self, function: object, *args: object) -> None:
+        async def inside() -> None:
+            function(*args)  # type: ignore[operator]
+
+        self.loop.run_until_complete(inside())
+        self.settle()
+
+    @rule(
+        number=st.integers(0, len(NEEDS) - 1),
+        priority=st.integers(1, 4),
+        version=st.sampled_from([None, None, None, *VERSIONS]),
+    )
+    def request(self, number: int, priority: int, version: int | None) -> None:
+        floating = version is None
+        target = model(number, version or self.current[number], floating=floating)
+
+        async def begin() -> None:
+            client = Client(target)
+            client.task = asyncio.ensure_future(client.run(self.scheduler, priority))
+            self.clients.append(client)
+
+        self.loop.run_until_complete(begin())
+        self.settle()
+
+    @rule(number=st.integers(0, len(NEEDS) - 1), version=st.sampled_from(VERSIONS))
+    def use(self, number: int, version: int) -> None:
+        async def switch() -> None:
+            with contextlib.suppress(ModelMoraError):
+                await self.scheduler.switch(
+                    lambda: model(number, self.current[number]),
+                    model(number, version),
+                    deadline=asyncio.get_running_loop().time() + 3600,
+                    commit=lambda: self.current.update({number: version}),
+                )
+
+        async def begin() -> None:
+            self.switches.append(asyncio.ensure_future(switch()))
+
+        self.loop.run_until_complete(begin())
+        self.settle()
+
+    @precondition(lambda self: any(not task.done() for task in self.switches))
+    @rule()
+    def give_up_a_switch(self) -> None:
+        self.call(next(task for task in self.switches if not task.done()).cancel)
+
+    @precondition(lambda self: self.effects.loading)
+    @rule(data=st.data(), fails=st.booleans())
+    def end_a_load(self, data: st.DataObject, fails: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.effects.loading)))
+        future = self.effects.loading[name]
+        if fails:
+            self.call(future.set_exception, LoadFailed(name, "so it is"))
+        else:
+            size = need(name) * data.draw(st.sampled_from([0.5, 1.0]))
+            self.call(future.set_result, Loaded(size, None, 0.1, 1.0))
+
+    @precondition(lambda self: self.effects.unloading)
+    @rule(data=st.data())
+    def end_an_unload(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.effects.unloading)))
+        self.call(self.effects.unloading[name].set_result, None)
+
+    @precondition(lambda self: any(c.holding for c in self.clients))
+    @rule(data=st.data())
+    def end_a_request(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len([c for c in self.clients if c.holding]) - 1))
+        self.call([c for c in self.clients if c.holding][index].done.set)
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.clients) - 1))
+        task = self.clients[index].task
+        assert task is not None
+        self.call(task.cancel)
+
+    @rule(number=st.integers(0, len(NEEDS) - 1))
+    def unload(self, number: int) -> None:
+        async def ask() -> None:
+            task = asyncio.ensure_future(self.scheduler.unload(f"org/m{number}"))
+            task.add_done_callback(lambda t: t.cancelled() or t.exception())
+
+        self.loop.run_until_complete(ask())
+        self.settle()
+
+    @rule()
+    def lose_or_restore_the_server(self) -> None:
+        self.server_up = not self.server_up
+        if not self.server_up:
+            self.effects.lose()
+        self.call(self.scheduler.server_restored if self.server_up else self.scheduler.server_lost)
+
+    @rule()
+    def let_backoffs_pass(self) -> None:
+        for resident in self.scheduler.residents():
+            resident.retry_at = 0.0
+
+    @invariant()
+    def budget_holds(self) -> None:
+        assert sum(self.effects.in_memory.values()) <= self.scheduler.used_mb <= BUDGET
+        assert len(self.effects.in_memory) <= SLOTS
+
+    @invariant()
+    def no_busy_model_is_evicted(self) -> None:
+        for resident in self.scheduler.residents():
+            if resident.state is ModelState.UNLOADING and resident.unload_reason == "lru_eviction":
+                assert resident.leases == 0
+
+    @invariant()
+    def nothing_was_violated(self) -> None:
+        assert self.effects.violations == []
+
+    @invariant()
+    def leases_are_those_of_the_clients(self) -> None:
+        for resident in self.scheduler.residents():
+            key = resident.servable.key
+            held = [c for c in self.clients if c.leased is not None and c.leased.key == key]
+            assert resident.leases == len(held)
+
+    @invariant()
+    def two_versions_are_in_memory_only_during_a_switch(self) -> None:
+        staying = Counter(
+            resident.servable.triton_name
+            for resident in self.scheduler.residents()
+            if resident.state in {ModelState.LOADING, ModelState.LOADED}
+        )
+        for name, count in staying.items():
+            assert count <= (2 if name in self.scheduler._switches else 1), name
+
+    def teardown(self) -> None:
+        if not self.server_up:
+            self.lose_or_restore_the_server()
+        for _ in range(200):
+            self.let_backoffs_pass()
+            for name in list(self.effects.loading):
+                self.call(
+                    self.effects.loading[name].set_result,
+                    Loaded(need(name), None, 0.1, 1.0),
+                )
+            for name in list(self.effects.unloading):
+                self.call(self.effects.unloading[name].set_result, None)
+            for client in list(self.clients):
+                if client.holding:
+                    self.call(client.done.set)
+            self.settle()
+            if not self.clients and all(task.done() for task in self.switches):
+                break
+        waiting = [client.target.model_id for client in self.clients]
+        assert waiting == [], "somebody was forgotten"
+        assert all(task.done() for task in self.switches), "a switch was forgotten"
+        assert self.scheduler._switches == {}
+        assert self.effects.violations == []
+        assert not any(r.leases or r.waiters for r in self.scheduler.residents())
+        self._close()
+
+    def _close(self) -> None:
+        async def end() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.loop.run_until_complete(end())
+        self.loop.close()
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=1500, stateful_step_count=50, phases=[__import__("hypothesis").Phase.generate], report_multiple_bugs=False, deadline=None)
