@@ -428,7 +428,8 @@ class Scheduler:
         wanted = [
             r for r in self._residents.values() if r.waiters and r.state is ModelState.UNLOADED
         ]
-        for resident in sorted(wanted, key=Resident.urgency):
+        # A switch first: who waits for the room of its old version waits for the switch as well.
+        for resident in sorted(wanted, key=lambda r: (not r.switching, r.urgency())):
             switch = self._switches.get(resident.servable.triton_name)
             if switch is not None and switch.holds_back(resident):
                 continue
