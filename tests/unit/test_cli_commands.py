@@ -60,8 +60,32 @@ COMMANDS = [
     (["health"], "1 healthy, 0 unhealthy", {"status", "checks", "models"}),
     (["infer", MINILM, "a", "b"], "[+0.2500, -0.5000, +0.1250, +1.0000, …]", {"output_data"}),
     (["install", MINILM], "is already installed", {"model_id", "status"}),
+    (["versions", MINILM], "main *", {"current_version", "data"}),
+    (["use", f"{MINILM}@v1"], "requests waited meanwhile", {"version", "switch"}),
+    (["upgrade", MINILM], "v1 is current, instead of main", {"version", "switch"}),
+    (["downgrade", f"{MINILM}@v1"], "v1 is current", {"version", "switch"}),
+    (["pin", MINILM], "is pinned to main", {"pinned", "version"}),
+    (["unpin", MINILM], "no longer pinned", {"pinned", "version"}),
+    (["outdated"], "main is at 0123456789ab", {"data"}),
+    (["remove-version", f"{MINILM}@v1"], "is removed", {"version", "removed"}),
     (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
 ]
+
+
+@pytest.mark.parametrize("command", ["use", "downgrade", "remove-version"])
+def test_a_version_must_be_named(server: RestServer, modelmora: Any, command: str) -> None:
+    result = modelmora(command, MINILM)
+    assert result.code == exits.USAGE
+    assert f"{MINILM}@VERSION" in result.err
+    assert server.requests == []
+
+
+def test_a_newer_version_is_no_downgrade(server: RestServer, modelmora: Any) -> None:
+    path = f"{MODEL_PATH}/versions/v3"
+    server.set("GET", path, (200, rest.OLDER | {"version": "v3", "triton_version": 3}))
+    result = modelmora("downgrade", f"{MINILM}@v3")
+    assert result.code == exits.USAGE
+    assert "modelmora use" in result.err
 
 
 @pytest.mark.parametrize(("arguments", "text", "keys"), COMMANDS, ids=lambda v: str(v)[:20])
