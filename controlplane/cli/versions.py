@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _COMMIT_DIGITS = 12
 _HOW = {
     "live": "no request waited",
-    "drained": "both did not fit into memory: requests waited meanwhile",
+    "drained": "no room for both in memory: requests waited meanwhile",
 }
 
 
