@@ -258,9 +258,8 @@ class Scheduler:
         except BaseException:
             self._call_off(switch)
             raise
-        if leaving.holds_memory and leaving.gone is not None:
-            await asyncio.shield(leaving.gone)
-        self._end(switch)
+        self._spawn(self._finish(switch))  # also when nobody waits for it any more
+        await asyncio.shield(done)
         return SwitchMode.DRAINED if switch.drained else SwitchMode.LIVE
 
     async def unload(
@@ -542,6 +541,11 @@ class Scheduler:
         elif target.state is ModelState.LOADED:
             self._serve_waiters(target)
         self._decide()
+
+    async def _finish(self, switch: Switch) -> None:
+        if switch.old.holds_memory and switch.old.gone is not None:
+            await asyncio.wait({switch.old.gone})
+        self._end(switch)
 
     def _call_off(self, switch: Switch) -> None:
         """The new version does not serve: requests go to the old one as before."""

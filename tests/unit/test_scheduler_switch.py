@@ -258,6 +258,21 @@ async def test_a_new_version_that_comes_too_late_is_unloaded_again() -> None:
     assert world.in_memory() == ["v1"]
 
 
+async def test_a_caller_that_goes_away_while_the_old_version_leaves_changes_nothing() -> None:
+    world = World()
+    await world.start()
+    switching = world.use(2)
+    await world.loaded("v2")
+    switching.cancel()
+    await asyncio.gather(switching, return_exceptions=True)
+    assert await world.ask() == "v2"
+    back = world.use(1)
+    await world.unloaded("v1")
+    await world.loaded("v1")
+    await world.unloaded("v2")
+    assert await back is SwitchMode.LIVE
+
+
 async def test_a_version_that_can_never_fit_is_refused_and_nothing_leaves() -> None:
     world = World(budget_mb=150.0)
     await world.start()
