@@ -28,6 +28,7 @@ from controlplane.lifecycle.monitor import Monitor
 from controlplane.lifecycle.reconcile import unload_strays
 from controlplane.lifecycle.removal import remove_model
 from controlplane.lifecycle.scheduler import Scheduler
+from controlplane.lifecycle.versions import use_version
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry import curated
@@ -228,7 +229,8 @@ class Application:
             await remove_model(store, installer, scheduler, model_id, force=True)
 
         async def switch(model_id: str, version: str) -> None:
-            store.set_current(model_id, version)
+            timeout = self.settings.load_timeout
+            await use_version(store, scheduler, model_id, version, load_timeout=timeout)
 
         activities = LockActivities(
             locking,

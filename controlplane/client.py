@@ -20,6 +20,7 @@ import msgspec
 
 from controlplane import client_lock_operations as lock_operations
 from controlplane import client_operations as operations
+from controlplane import client_versions
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_sse import Listen
 from controlplane.client_types import (
@@ -252,6 +253,16 @@ class ModelMoraClient:
     sync_lock = _sync(lock_operations.sync_lock)
     verify_lock = _sync(lock_operations.verify_lock)
     verify_lock_file = _sync(lock_operations.verify_lock_file)
+    versions = _sync(client_versions.versions)
+    version = _sync(client_versions.version)
+    add_version = _sync(client_versions.add_version)
+    use = _sync(client_versions.use)
+    remove_version = _sync(client_versions.remove_version)
+    upgrade = _sync(client_versions.upgrade)
+    downgrade = _sync(client_versions.downgrade)
+    pin = _sync(client_versions.pin)
+    unpin = _sync(client_versions.unpin)
+    outdated = _sync(client_versions.outdated)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -344,6 +355,16 @@ class AsyncModelMoraClient:
     sync_lock = _async(lock_operations.sync_lock)
     verify_lock = _async(lock_operations.verify_lock)
     verify_lock_file = _async(lock_operations.verify_lock_file)
+    versions = _async(client_versions.versions)
+    version = _async(client_versions.version)
+    add_version = _async(client_versions.add_version)
+    use = _async(client_versions.use)
+    remove_version = _async(client_versions.remove_version)
+    upgrade = _async(client_versions.upgrade)
+    downgrade = _async(client_versions.downgrade)
+    pin = _async(client_versions.pin)
+    unpin = _async(client_versions.unpin)
+    outdated = _async(client_versions.outdated)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -23,7 +23,7 @@ T = TypeVar("T")
 OnActivity = Callable[[LockActivity], None]
 
 
-def _ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
+def ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
     answer: T = yield Call(method=method, path=path, result=result, **more)
     return answer
 
@@ -32,13 +32,13 @@ def _one(name: str, action: str = "") -> str:
     return f"{_PATH}/{quote(name, safe='')}{action}"
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _file(action: str, text: str, result: type[T], **more: Any) -> Steps[T]:
     content = text.encode()
-    return _ask("POST", f"{_PATH}/{action}", result, content=content, content_type=_YAML, **more)
+    return ask("POST", f"{_PATH}/{action}", result, content=content, content_type=_YAML, **more)
 
 
 def create_lock(
@@ -50,43 +50,43 @@ def create_lock(
     upgrade: Sequence[str] = (),
 ) -> Steps[Lock]:
     """Lock the current versions of all ready models, or of `models`; of `upgrade` the newest."""
-    body = _given(name=name, environment=environment, description=description, models=models)
-    return _ask("POST", _PATH, Lock, json=body | {"upgrade": list(upgrade)})
+    body = given(name=name, environment=environment, description=description, models=models)
+    return ask("POST", _PATH, Lock, json=body | {"upgrade": list(upgrade)})
 
 
 def update_lock(name: str, **changes: Any) -> Steps[Lock]:
     """Change a lock: refresh, models, upgrade, environment, description, active."""
-    return _ask("PUT", _one(name), Lock, json=changes)
+    return ask("PUT", _one(name), Lock, json=changes)
 
 
 def locks(environment: str | None = None) -> Steps[LockList]:
     """All locks, or those of one environment."""
-    return _ask("GET", _PATH, LockList, params=_given(environment=environment))
+    return ask("GET", _PATH, LockList, params=given(environment=environment))
 
 
 def get_lock(name: str) -> Steps[Lock]:
     """One lock with its entries."""
-    return _ask("GET", _one(name), Lock)
+    return ask("GET", _one(name), Lock)
 
 
 def delete_lock(name: str) -> Steps[None]:
     """Forget a lock; its models stay."""
-    return _ask("DELETE", _one(name), type(None))
+    return ask("DELETE", _one(name), type(None))
 
 
 def lock_revisions(name: str) -> Steps[LockRevisions]:
     """What the lock said at each of its versions."""
-    return _ask("GET", _one(name, "/revisions"), LockRevisions)
+    return ask("GET", _one(name, "/revisions"), LockRevisions)
 
 
 def rollback_lock(name: str, version: int) -> Steps[Lock]:
     """Have the lock say again what it said at that version."""
-    return _ask("POST", _one(name, "/rollback"), Lock, json={"version": version})
+    return ask("POST", _one(name, "/rollback"), Lock, json={"version": version})
 
 
 def export_lock(name: str, version: int | None = None) -> Steps[str]:
     """The text of the lock's file, now or as it was at a version."""
-    content = yield from _ask("GET", _one(name, "/export"), bytes, params=_given(version=version))
+    content = yield from ask("GET", _one(name, "/export"), bytes, params=given(version=version))
     return content.decode()
 
 
@@ -104,7 +104,7 @@ def compare_lock(
 ) -> Steps[LockComparison]:
     """How the lock with this text and the catalog differ; changes nothing."""
     params: dict[str, Any] = {"upgrade": list(upgrade), "prune": str(prune).lower()}
-    return _file("compare", text, LockComparison, params=params | _given(model=models))
+    return _file("compare", text, LockComparison, params=params | given(model=models))
 
 
 def sync_lock(
@@ -120,13 +120,13 @@ def sync_lock(
     Its `state` says whether it succeeded; `on_progress` is called about four times a second.
     """
     body = {"dry_run": dry_run, "frozen": frozen, "prune": prune}
-    begun = yield from _ask("POST", _one(name, "/sync"), LockActivity, json=body)
+    begun = yield from ask("POST", _one(name, "/sync"), LockActivity, json=body)
     return (yield from _to_its_end(begun, on_progress))
 
 
 def verify_lock(name: str, *, on_progress: OnActivity | None = None) -> Steps[LockActivity]:
     """Hash everything that the lock names, wait until it is done; the activity at its end."""
-    begun = yield from _ask("POST", _one(name, "/verify"), LockActivity)
+    begun = yield from ask("POST", _one(name, "/verify"), LockActivity)
     return (yield from _to_its_end(begun, on_progress))
 
 
@@ -143,4 +143,4 @@ def _to_its_end(activity: LockActivity, on_progress: OnActivity | None) -> Steps
         if activity.state != "running":
             return activity
         yield Pause(_POLL_SECONDS)
-        activity = yield from _ask("GET", f"{_PATH}/activities/{activity.id}", LockActivity)
+        activity = yield from ask("GET", f"{_PATH}/activities/{activity.id}", LockActivity)

@@ -79,12 +79,18 @@ OnProgress = Callable[[Progress], None]
 OnOperation = Callable[[Operation], None]
 
 
-def _ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
+def ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
+    """One call; `more` are further fields of `Call`."""
     answer: T = yield Call(method=method, path=path, result=result, **more)
     return answer
 
 
-def _model_path(model_id: str, action: str = "") -> str:
+def model_path(model_id: str, action: str = "") -> str:
+    """Address of a model, and of what can be done with it.
+
+    Raises:
+        ModelMoraApiError: `model_id` is none.
+    """
     return f"/api/v1/models/{_spelled(model_id)}{action}"
 
 
@@ -96,7 +102,8 @@ def _spelled(model_id: str) -> str:
         raise ModelMoraApiError(error.code, error.message, error.details, 400) from error
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def given(**fields: Any) -> dict[str, Any]:
+    """Those fields that have a value."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -107,8 +114,8 @@ def register(
 
     Without `task_type` the server reads it from the model's own small files.
     """
-    body = _given(model_id=model_id, task_type=task_type, version=version, **fields)
-    return _ask("POST", "/api/v1/models", ModelInfo, json=body, timeout=None)
+    body = given(model_id=model_id, task_type=task_type, version=version, **fields)
+    return ask("POST", "/api/v1/models", ModelInfo, json=body, timeout=None)
 
 
 def list_models(
@@ -120,31 +127,31 @@ def list_models(
     page_size: int = 20,
 ) -> Steps[ModelPage]:
     """One page of the catalog; `page` from 1, `page_size` 1 to 100."""
-    filters = _given(task_type=task_type, status=status, search_text=search_text)
+    filters = given(task_type=task_type, status=status, search_text=search_text)
     params = filters | {"page": page, "page_size": page_size}
-    return _ask("GET", "/api/v1/models", ModelPage, params=params)
+    return ask("GET", "/api/v1/models", ModelPage, params=params)
 
 
-def get(model_id: str) -> Steps[ModelInfo]:
-    """One model of the catalog."""
-    return _ask("GET", _model_path(model_id), ModelInfo)
+def get(model_id: str, version: str | None = None) -> Steps[ModelInfo]:
+    """One model of the catalog; told of `version`, else of the current one."""
+    return ask("GET", model_path(model_id), ModelInfo, params=given(version=version))
 
 
 def update(model_id: str, **changes: Any) -> Steps[ModelInfo]:
     """Change display_name, description, config or resource_requirements; None clears."""
-    return _ask("PUT", _model_path(model_id), ModelInfo, json=changes)
+    return ask("PUT", model_path(model_id), ModelInfo, json=changes)
 
 
 def delete(model_id: str, *, force: bool = False) -> Steps[None]:
     """Remove a model and its files; `force` unloads it first."""
     params = {"force": "true"} if force else {}
-    return _ask("DELETE", _model_path(model_id), type(None), params=params, timeout=None)
+    return ask("DELETE", model_path(model_id), type(None), params=params, timeout=None)
 
 
 def download(model_id: str, version: str | None = None) -> Steps[Operation]:
     """Start the installation of a registered model; returns at once, with its operation."""
-    body = _given(version=version)
-    return _ask("POST", _model_path(model_id, "/download"), Operation, json=body)
+    body = given(version=version)
+    return ask("POST", model_path(model_id, "/download"), Operation, json=body)
 
 
 def list_operations(
@@ -155,18 +162,18 @@ def list_operations(
     page_size: int = 20,
 ) -> Steps[OperationPage]:
     """One page of operations, newest first; `status` may be `active` for those not ended."""
-    params = _given(model_id=model_id, status=status) | {"page": page, "page_size": page_size}
-    return _ask("GET", _OPERATIONS, OperationPage, params=params)
+    params = given(model_id=model_id, status=status) | {"page": page, "page_size": page_size}
+    return ask("GET", _OPERATIONS, OperationPage, params=params)
 
 
 def get_operation(operation_id: str) -> Steps[Operation]:
     """One operation as it stands now."""
-    return _ask("GET", _operation_path(operation_id), Operation)
+    return ask("GET", _operation_path(operation_id), Operation)
 
 
 def cancel_operation(operation_id: str) -> Steps[Operation]:
     """Stop an operation; returns when it has stopped."""
-    return _ask("DELETE", _operation_path(operation_id), Operation, timeout=None)
+    return ask("DELETE", _operation_path(operation_id), Operation, timeout=None)
 
 
 def follow_operation(
@@ -220,18 +227,18 @@ def sync_catalog(models: Sequence[dict[str, Any]], *, dry_run: bool = False) -> 
         dry_run: change nothing, tell what would be done.
     """
     body = {"models": list(models), "dry_run": dry_run}
-    return _ask("POST", "/api/v1/catalog/sync", CatalogSync, json=body, timeout=None)
+    return ask("POST", "/api/v1/catalog/sync", CatalogSync, json=body, timeout=None)
 
 
 def load(model_id: str, version: str | None = None) -> Steps[LoadedModel]:
     """Load a model; returns when it serves."""
-    path, body = _model_path(model_id, "/load"), _given(version=version)
-    return _ask("POST", path, LoadedModel, json=body, timeout=None)
+    path, body = model_path(model_id, "/load"), given(version=version)
+    return ask("POST", path, LoadedModel, json=body, timeout=None)
 
 
 def unload(model_id: str) -> Steps[Unloaded]:
     """Unload a model; returns when its memory is free."""
-    return _ask("POST", _model_path(model_id, "/unload"), Unloaded, timeout=None)
+    return ask("POST", model_path(model_id, "/unload"), Unloaded, timeout=None)
 
 
 def infer(
@@ -251,11 +258,11 @@ def infer(
         priority: critical, high, medium (the default) or low.
         timeout_seconds: 1 to 600; None takes the server's setting.
     """
-    more = _given(
+    more = given(
         parameters=parameters, priority=priority, timeout_seconds=timeout_seconds, version=version
     )
     path, body = f"/api/v1/infer/{_spelled(model_id)}", {"input_data": input_data, **more}
-    return _ask("POST", path, InferResult, json=body, timeout=None)
+    return ask("POST", path, InferResult, json=body, timeout=None)
 
 
 def embed(
@@ -270,9 +277,7 @@ def embed(
     `normalize` None leaves it to the model; True gives vectors of length 1.
     """
     text = [texts] if isinstance(texts, str) else list(texts)
-    result = yield from infer(
-        model_id, {"text": text}, _given(normalize=normalize), version=version
-    )
+    result = yield from infer(model_id, {"text": text}, given(normalize=normalize), version=version)
     return vectors(result)
 
 
@@ -285,43 +290,43 @@ def vectors(result: InferResult) -> list[list[float]]:
 
 def status() -> Steps[SystemStatus]:
     """Memory, GPUs, Triton and the loaded models."""
-    return _ask("GET", "/api/v1/status", SystemStatus)
+    return ask("GET", "/api/v1/status", SystemStatus)
 
 
 def settings() -> Steps[dict[str, Any]]:
     """The settings in force at the server."""
-    return _ask("GET", "/api/v1/settings", dict[str, Any])
+    return ask("GET", "/api/v1/settings", dict[str, Any])
 
 
 def cache(limit: int = 100) -> Steps[CacheContent]:
     """Files that versions share, the largest `limit` of them listed, and broken-off downloads."""
-    return _ask("GET", "/api/v1/cache", CacheContent, params={"limit": limit}, timeout=None)
+    return ask("GET", "/api/v1/cache", CacheContent, params={"limit": limit}, timeout=None)
 
 
 def prune_cache(*, dry_run: bool = False) -> Steps[CachePruned]:
     """Remove what no version uses; `dry_run` only says what that is."""
     body = {"dry_run": dry_run}
-    return _ask("POST", "/api/v1/cache/prune", CachePruned, json=body, timeout=None)
+    return ask("POST", "/api/v1/cache/prune", CachePruned, json=body, timeout=None)
 
 
 def verify_cache() -> Steps[CacheVerified]:
     """Hash every file of the cache; returns when all have been read."""
-    return _ask("POST", "/api/v1/cache/verify", CacheVerified, timeout=None)
+    return ask("POST", "/api/v1/cache/verify", CacheVerified, timeout=None)
 
 
 def health() -> Steps[Health]:
     """Whether the server runs."""
-    return _ask("GET", "/health", Health)
+    return ask("GET", "/health", Health)
 
 
 def ready() -> Steps[Readiness]:
     """Whether everything the server needs works; does not raise when it does not."""
-    return _ask("GET", "/health/ready", Readiness, also=(503,))
+    return ask("GET", "/health/ready", Readiness, also=(503,))
 
 
 def models_health() -> Steps[ModelsHealth]:
     """The loaded models' last test inferences."""
-    return _ask("GET", "/health/models", ModelsHealth)
+    return ask("GET", "/health/models", ModelsHealth)
 
 
 def events(
@@ -342,7 +347,7 @@ def events(
         since, until: ISO 8601 with a zone.
         after: `sequence` of the last event that is known.
     """
-    filters = _given(
+    filters = given(
         event_type=event_type,
         model_id=model_id,
         aggregate_id=aggregate_id,
@@ -351,7 +356,7 @@ def events(
         after=after,
     )
     params = filters | {"page": page, "page_size": page_size}
-    return _ask("GET", "/api/v1/events", EventPage, params=params)
+    return ask("GET", "/api/v1/events", EventPage, params=params)
 
 
 def follow_events(
@@ -391,7 +396,7 @@ def _latest() -> Steps[int]:
 
 def backup(name: str | None = None) -> Steps[Backup]:
     """Back up the database to the server's `backups/`; returns when the copy is checked."""
-    return _ask("POST", "/api/v1/db/backup", Backup, json=_given(name=name), timeout=None)
+    return ask("POST", "/api/v1/db/backup", Backup, json=given(name=name), timeout=None)
 
 
 def wait_until_ready(timeout: float = 60.0) -> Steps[Readiness]:
@@ -422,10 +427,9 @@ def install(
     """Register the model if it is absent, download and convert it, wait until it is ready.
 
     Args:
-        version: branch, tag or commit; None takes the current version, `main` for a new model.
+        version: branch, tag or commit; None takes the current version, `main` for a new model. A
+            further version is installed beside the others; the current one stays (see `use`).
         task_type: None has the server read it from the model's files.
-        source_url: `file:///…` as the server sees it, `https://…` or `s3://…`; None takes the hub.
-        on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
 
     Raises:
@@ -451,6 +455,27 @@ def install(
     return model
 
 
+def wait_installed(
+    model_id: str,
+    version: str | None,
+    on_progress: OnProgress | None,
+    deadline: float | None,
+    timeout: float | None,
+) -> Steps[ModelInfo]:
+    """Wait until a version is ready, to a deadline on time.monotonic(). Raises as `install`."""
+    while True:
+        model = yield from get(model_id, version)
+        if on_progress is not None:
+            on_progress(model.progress or Progress(phase=model.status))
+        if model.status == "ready":
+            return model
+        if model.status == "failed":
+            raise InstallFailed(model)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise WaitTimeout(f"{model_id} is still {model.status} after {timeout:g} s.")
+        yield Pause(_POLL_SECONDS)
+
+
 def _registered(
     model_id: str, version: str | None, task_type: str | None, source_url: str | None
 ) -> Steps[None]:
@@ -462,13 +487,6 @@ def _registered(
             raise
         yield from register(model_id, task_type, version=version, source_url=source_url)
         return
-    if version is not None and version not in model.versions:
-        raise ModelMoraApiError(
-            "VERSION_ALREADY_EXISTS",
-            f"{model_id} is registered with version {', '.join(model.versions)}; a second version "
-            f"cannot be added yet. To replace it: modelmora uninstall {model_id}",
-            status=409,
-        )
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):
             raise ModelMoraApiError(

@@ -211,6 +211,20 @@ class CurrentVersionProtected(ModelMoraError):
         )
 
 
+class ModelPinned(ModelMoraError):
+    """An upgrade of a model that is to stay at its version."""
+
+    code = "MODEL_PINNED"
+
+    def __init__(self, model_id: str, version: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is pinned to version {version!r}. "
+            f"Let it move again with: modelmora unpin {model_id}",
+            model_id=model_id,
+            version=version,
+        )
+
+
 class ArtifactNotAccessible(ModelMoraError):
     """The source, or a file of it that is needed, cannot be had."""
 

@@ -129,7 +129,8 @@ class FakeTriton:
         if model is None:
             raise ModelUnknown(f"failed to load '{name}', failed to poll from model repository")
         versions = _wanted_versions(model, config_json)
-        if all(model.states.get(version, ("", ""))[0] == "READY" for version in versions):
+        ready = {v for v, (state, _) in model.states.items() if state == "READY"}
+        if ready == versions:
             return  # a load of a loaded model does nothing
         model.loading = asyncio.ensure_future(self._load(model, versions))
         try:
@@ -140,15 +141,18 @@ class FakeTriton:
             raise ModelFailed(f"load failed for model '{name}': Internal: {model.load_error}")
 
     async def _load(self, model: FakeModel, versions: set[int]) -> None:
-        model.states |= dict.fromkeys(versions, ("LOADING", ""))
+        fresh = {v for v in versions if model.states.get(v, ("", ""))[0] != "READY"}
+        model.states |= dict.fromkeys(fresh, ("LOADING", ""))
         await asyncio.sleep(model.load_seconds)
         state = ("READY", "")
         if model.load_error is not None:
             state = ("UNAVAILABLE", f"Internal: {model.load_error}")
-        model.dead = False
-        model.states = {
-            v: state if v in versions else ("UNAVAILABLE", "unloaded") for v in model.states
-        }
+        if fresh:
+            model.dead = False
+        if model.load_error is None:  # else what served before goes on serving
+            gone = {v: ("UNAVAILABLE", "unloaded") for v in model.states if v not in versions}
+            model.states |= gone
+        model.states |= dict.fromkeys(fresh, state)
 
     async def unload(self, name: str, *, timeout: float) -> None:
         self._enter("unload", name)
@@ -161,6 +165,18 @@ class FakeTriton:
             if not model.loading.done():
                 raise TritonTimeout(f"no answer within {timeout:g} s")
         model.states = dict.fromkeys(model.states, ("UNAVAILABLE", "unloaded"))
+
+    async def unload_version(
+        self, name: str, version: int, rest_config_json: str, *, timeout: float
+    ) -> None:
+        await self.load(name, rest_config_json, timeout=timeout)
+
+    async def ready_versions(self, name: str) -> set[int]:
+        return {
+            entry.version
+            for entry in await self.index()
+            if entry.name == name and entry.state == "READY" and entry.version is not None
+        }
 
     async def infer(
         self,

@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 _LFS = (".safetensors", ".bin", ".onnx", ".h5", ".msgpack", ".model", ".pt")
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
+_REFS = re.compile(r"/api/models/([^/]+/[^/]+)/refs")
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _BLOB = re.compile(r"/lfs/([0-9a-f]{64})")
 
@@ -46,6 +47,7 @@ class Fault:
 class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
     private: bool = False
     gated: bool = False
 
@@ -95,8 +97,9 @@ class LocalHub:
         return commit
 
     def tag(self, repo_id: str, name: str, commit: str) -> None:
-        """Have a further branch or tag name stand for a commit."""
+        """Have a tag stand for a commit."""
         self._repositories[repo_id].refs[name] = commit
+        self._repositories[repo_id].tags.add(name)
 
     def announce(self, path: str, **values: Any) -> None:
         """Lie about a file in model info: size=, sha256= or blob_id= (None leaves it out)."""
@@ -207,6 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(fault.status, "", "made to fail", **fault.headers)
         elif match := _BLOB.fullmatch(path):
             self._send(self.owner._blobs[match[1]], fault, body=body)
+        elif match := _REFS.fullmatch(raw):
+            self._refs(match[1], fault)
         elif match := _INFO.fullmatch(raw):
             self._model_info(match[1], unquote(match[2] or "main"), fault)
         elif match := _FILE.fullmatch(raw):
@@ -241,6 +246,17 @@ class _Handler(BaseHTTPRequestHandler):
         info = {"_id": "0", "id": repo_id, "modelId": repo_id, "sha": commit, "siblings": siblings}
         content = json.dumps(info | {"private": False, "tags": [], "downloads": 0}).encode()
         self._send(content, fault, body=True, content_type="application/json")
+
+    def _refs(self, repo_id: str, fault: Fault | None) -> None:
+        if self._find(repo_id, "main") is None:
+            return
+        repository = self.owner._repositories[repo_id]
+        found: dict[str, list[dict[str, str]]] = {"branches": [], "tags": [], "converts": []}
+        for name, commit in repository.refs.items():
+            kind, folder = ("tags", "tags") if name in repository.tags else ("branches", "heads")
+            ref = {"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": commit}
+            found[kind].append(ref)
+        self._send(json.dumps(found).encode(), fault, body=True, content_type="application/json")
 
     def _sibling(self, name: str, content: bytes) -> dict[str, Any]:
         lies = self.owner._info.get(name, {})

@@ -53,6 +53,7 @@ def model(status: str = "ready", **changes: Any) -> dict[str, Any]:
         "created_at": "2026-01-02T03:04:05.678901Z",
         "updated_at": "2026-01-02T03:05:06Z",
         "version_number": 3,
+        "pinned": False,
         "a_field_of_tomorrow": True,
         **(ready if status == "ready" else {}),
         **changes,
@@ -105,6 +106,49 @@ INFERRED = {
         "batch_size": 2,
         "device": "cpu",
     },
+}
+VERSION = {
+    "model_id": MINILM,
+    "version": "main",
+    "current": True,
+    "loaded": True,
+    "status": "ready",
+    "triton_name": "sentence-transformers--all-MiniLM-L6-v2",
+    "triton_version": 2,
+    "metadata": {},
+    "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    "measured_memory_mb": 205.4,
+    "created_at": "2026-01-02T03:04:05.678901Z",
+    "updated_at": "2026-01-02T03:05:06Z",
+    "version_number": 3,
+}
+OLDER = VERSION | {"version": "v1", "triton_version": 1, "current": False, "loaded": False}
+VERSIONS = {
+    "model_id": MINILM,
+    "current_version": "main",
+    "latest": "main",
+    "pinned": False,
+    "data": [OLDER, VERSION],
+}
+SWITCHED = {
+    "model_id": MINILM,
+    "version": "v1",
+    "previous_version": "main",
+    "switch": "drained",
+}
+OUTDATED = {
+    "data": [
+        {
+            "model_id": MINILM,
+            "version": "main",
+            "outdated": True,
+            "pinned": False,
+            "newer_versions": [],
+            "revision": "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+            "branch": "main",
+            "branch_revision": "0123456789abcdef0123456789abcdef01234567",
+        }
+    ]
 }
 STATUS = {
     "version": "0.1.0",
@@ -205,6 +249,23 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/api/v1/catalog/sync"): (200, CATALOG_SYNC),
     ("POST", f"{MODEL_PATH}/load"): (200, LOADED),
     ("POST", f"{MODEL_PATH}/unload"): (200, UNLOADED),
+    ("GET", f"{MODEL_PATH}/versions"): (200, VERSIONS),
+    ("GET", f"{MODEL_PATH}/versions/v1"): (200, OLDER),
+    ("POST", f"{MODEL_PATH}/versions/v1"): (200, SWITCHED),
+    ("DELETE", f"{MODEL_PATH}/versions/v1"): (204, None),
+    ("POST", f"{MODEL_PATH}/upgrade"): (
+        202,
+        {
+            "model_id": MINILM,
+            "version": "v1",
+            "previous_version": "main",
+            "status": "downloading",
+            "up_to_date": False,
+        },
+    ),
+    ("PUT", f"{MODEL_PATH}/pin"): (200, model(pinned=True)),
+    ("DELETE", f"{MODEL_PATH}/pin"): (200, model()),
+    ("GET", "/api/v1/models/outdated"): (200, OUTDATED),
     ("POST", INFER_PATH): (200, INFERRED),
     ("GET", "/api/v1/status"): (200, STATUS),
     ("GET", "/api/v1/settings"): (200, {"port": 8000, "preload": []}),

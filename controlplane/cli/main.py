@@ -22,6 +22,7 @@ from controlplane.cli import (
     runtime,
     serve,
     sync,
+    versions,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ for _command in (
     models.install,
     models.list_models,
     models.info,
+    versions.versions,
+    versions.use,
+    versions.upgrade,
+    versions.downgrade,
+    versions.pin,
+    versions.unpin,
+    versions.outdated,
+    versions.remove_version,
     runtime.load,
     runtime.unload,
     runtime.status,

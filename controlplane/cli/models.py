@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from controlplane.client_types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_operations import OnProgress
     from controlplane.client_types import Progress
 
 _MB = 1024 * 1024
@@ -36,6 +37,7 @@ _MB = 1024 * 1024
     help="A directory on the server's machine, or a URL; else the HuggingFace hub.",
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long.")
+@click.option("--use", is_flag=True, help="Make the version current when it is ready.")
 @client_command
 def install(
     client: ModelMoraClient,
@@ -44,22 +46,36 @@ def install(
     task: str | None,
     source: str | None,
     timeout: float | None,
+    use: bool,
 ) -> None:
     """Download a model, convert it and wait until it can be served.
 
-    VERSION is a branch, tag or commit of its repository (default: main). Installing what is
-    installed changes nothing.
+    VERSION is a branch, tag or commit of its repository (default: main). A further version is
+    installed beside the others. Installing what is installed changes nothing.
 
     \b
     Example:
       modelmora install sentence-transformers/all-MiniLM-L6-v2
       modelmora install my-team/my-model@v2 --source ./my-model
     """
-    from controlplane.cli.progress import shown_progress
-
     model_id, version = split_version(model)
     source_url = None if source is None else as_source_url(source)
     phases: set[str] = set()
+    with shown(client, out, model_id, phases) as on_progress:
+        installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+    if use and version is not None:
+        client.use(model_id, version)
+        installed = client.get(model_id)
+    out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
+
+
+@contextmanager
+def shown(
+    client: ModelMoraClient, out: Output, model_id: str, phases: set[str]
+) -> Iterator[OnProgress]:
+    """Show the progress of an installation to people; `phases` collects those it went through."""
+    from controlplane.cli.progress import shown_progress
+
     with nullcontext() if out.as_json else shown_progress() as show:
 
         def on_progress(progress: Progress) -> None:
@@ -68,7 +84,7 @@ def install(
                 show(progress)
 
         try:
-            installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+            yield on_progress
         except KeyboardInterrupt:
             interrupted = True
         else:
@@ -76,7 +92,6 @@ def install(
     if interrupted:
         _leave(client, out, model_id)
         raise KeyboardInterrupt
-    out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
 
 
 def _leave(client: ModelMoraClient, out: Output, model_id: str) -> None:
@@ -130,7 +145,12 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     remark = ", ".join(filter(None, remarks))
     verb = "is already installed" if already else "is installed"
     yield f"{model.model_id}@{model.version} {verb}" + (f" ({remark})." if remark else ".")
-    yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
+    if model.current_version not in (None, model.version):
+        yield f"{model.current_version} stays current; to switch: modelmora use " + (
+            f"{model.model_id}@{model.version}"
+        )
+    else:
+        yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
 
 
 @click.command("list")
@@ -208,6 +228,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("task", model.task_type),
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
+            ("pinned", "upgrades are refused" if model.pinned else ""),
             ("status", model.status),
             ("error", model.error),
             ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),

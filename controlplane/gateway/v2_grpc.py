@@ -179,38 +179,39 @@ class GrpcGateway:
         return wire.bool_field(1, value=ready)
 
     async def _read(self, method: str, incoming: Incoming) -> bytes:
-        servable, message = self._resolve(incoming.message)
+        servable, names = self._resolve(incoming.message)
         lease = self._services.scheduler.lease(servable, deadline=incoming.deadline)
-        async with lease:
-            return await self._upstream.call(method, incoming, message, servable)
+        async with lease as leased:
+            message = _readdressed(incoming.message, names, leased)
+            return await self._upstream.call(method, incoming, message, leased)
 
     async def _statistics(self, incoming: Incoming) -> bytes:
         # Without a name Triton tells of all models. No lease: to look at numbers must not load.
         message = incoming.message
         if _decoded(wire.read_names, message).model_name:
-            message = self._resolve(message)[1]
+            servable, names = self._resolve(message)
+            message = _readdressed(message, names, servable)
         return await self._upstream.call("ModelStatistics", incoming, message)
 
     async def _infer(self, incoming: Incoming) -> bytes:
         services = self._services
-        servable, message = self._resolve(incoming.message)
+        servable, names = self._resolve(incoming.message)
         with v2.counted(services, servable, PROTOCOL) as outcome:
-            _check(message)
+            _check(incoming.message)
             lease = services.scheduler.lease(servable, deadline=incoming.deadline)
-            async with lease:
+            async with lease as leased:
+                message = _readdressed(incoming.message, names, leased)
                 try:
-                    return await self._upstream.call("ModelInfer", incoming, message, servable)
+                    return await self._upstream.call("ModelInfer", incoming, message, leased)
                 except Refused as refused:
                     clients_fault = refused.code is grpc.StatusCode.INVALID_ARGUMENT
                     v2.note_refusal(services, servable, outcome, clients_fault=clients_fault)
                     raise
 
-    def _resolve(self, message: bytes) -> tuple[Servable, bytes]:
-        """The model a request names, and the request as Triton knows the model."""
+    def _resolve(self, message: bytes) -> tuple[Servable, wire.Names]:
+        """The model a request names, and how it names it."""
         names = _decoded(wire.read_names, message)
-        servable = v2.resolve(self._services, names.model_name, names.model_version)
-        ours = wire.Names(servable.triton_name, str(servable.triton_version))
-        return servable, wire.rewrite_names(message, names, ours)
+        return v2.resolve(self._services, names.model_name, names.model_version), names
 
 
 class Upstream:
@@ -295,6 +296,12 @@ async def _refuse(method: str, _: Any, context: Any) -> None:
     await context.abort(
         grpc.StatusCode.UNIMPLEMENTED, f"{method.removeprefix(_PREFIX)} {v2.NOT_OFFERED}."
     )
+
+
+def _readdressed(message: bytes, names: wire.Names, servable: Servable) -> bytes:
+    """The request with the model's name and version as Triton knows them."""
+    ours = wire.Names(servable.triton_name, str(servable.triton_version))
+    return wire.rewrite_names(message, names, ours)
 
 
 def _check(message: bytes) -> None:

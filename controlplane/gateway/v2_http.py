@@ -154,7 +154,7 @@ class V2Http:
         servable = v2.resolve(self._services, target.name, target.version)
         if target.action == "infer":
             body = await body_of(scope, receive, self._services.settings.max_request_bytes)
-            return await _unless_gone(self._infer(servable, scope, body), receive)
+            return await _unless_gone(self._infer(target, scope, body), receive)
         return await _unless_gone(self._read(servable, target.action), receive)
 
     def _model_ready(self, target: Target) -> Reply:
@@ -165,16 +165,19 @@ class V2Http:
 
     async def _read(self, servable: Servable, action: str) -> Reply:
         """Metadata, configuration or statistics of one model, as Triton tells them."""
-        path = _model_path(servable) + (f"/{action}" if action else "")
         if action == "stats":  # to look at numbers must not keep a model in memory
+            path = _model_path(servable) + "/stats"
             return await self._relay("GET", path, timeout=self._timeout, servable=servable)
         deadline = asyncio.get_running_loop().time() + self._timeout
-        async with self._services.scheduler.lease(servable, deadline=deadline):
-            left = v2.seconds_left(servable, deadline, self._timeout)
-            return await self._relay("GET", path, timeout=left, servable=servable)
+        async with self._services.scheduler.lease(servable, deadline=deadline) as leased:
+            left = v2.seconds_left(leased, deadline, self._timeout)
+            path = _model_path(leased) + (f"/{action}" if action else "")
+            return await self._relay("GET", path, timeout=left, servable=leased)
 
-    async def _infer(self, servable: Servable, scope: Scope, body: bytes) -> Reply:
+    async def _infer(self, target: Target, scope: Scope, body: bytes) -> Reply:
         services, timeout = self._services, self._timeout
+        # Again: the current version may have changed while the body came.
+        servable = v2.resolve(services, target.name, target.version)
         with v2.counted(services, servable, PROTOCOL) as outcome:
             checked = check_infer_body(
                 body,
@@ -184,14 +187,14 @@ class V2Http:
             )
             outcome.batch_size = checked.batch_size
             deadline = asyncio.get_running_loop().time() + timeout
-            async with services.scheduler.lease(servable, deadline=deadline):
+            async with services.scheduler.lease(servable, deadline=deadline) as leased:
                 reply = await self._relay(
                     "POST",
-                    _model_path(servable) + "/infer",
+                    _model_path(leased) + "/infer",
                     headers=self._forwarded(scope, checked),
                     body=checked.body,
-                    timeout=v2.seconds_left(servable, deadline, timeout),
-                    servable=servable,
+                    timeout=v2.seconds_left(leased, deadline, timeout),
+                    servable=leased,
                 )
             if reply.status >= 400:
                 v2.note_refusal(services, servable, outcome, clients_fault=reply.status < 500)

@@ -119,7 +119,8 @@ class InferenceService:
         vectors = np.empty((0, 0), np.float32)
         inference_seconds = 0.0
         if batch.texts:
-            async with self._scheduler.lease(servable, deadline=deadline, priority=priority):
+            lease = self._scheduler.lease(servable, deadline=deadline, priority=priority)
+            async with lease as servable:
                 began = time.perf_counter()
                 vectors = await self._embed(servable, batch, priority, deadline, timeout)
                 inference_seconds = time.perf_counter() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,7 +36,11 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 class TritonEffects:
-    """Acts on one Triton server. Every call is bounded in time."""
+    """Acts on one Triton server. Every call is bounded in time.
+
+    Two versions of a model may be in memory, during a switch. Triton knows one configuration per
+    model, so each call says which versions are to be there afterwards; one such call at a time.
+    """
 
     def __init__(
         self, client: TritonClient, server: TritonServer, repository: ModelRepository
@@ -43,21 +48,37 @@ class TritonEffects:
         self._client = client
         self._server = server
         self._repository = repository
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def fit_together(self, one: Servable, other: Servable) -> bool:
+        """True when both versions of a model can be in memory without disturbing each other."""
+        try:
+            return self._repository.fit_together(
+                one.triton_name, one.triton_version, other.triton_version
+            )
+        except (OSError, ValueError):  # the load will say what is wrong with it
+            return False
 
     async def load(self, servable: Servable, timeout: float) -> Loaded:
         """Load, prove by a test inference, measure.
 
-        Returns when the model has answered. On failure nothing of it stays in memory.
+        Returns when the model has answered. On failure nothing of it stays in memory. Another
+        version of the model that is loaded goes on serving.
 
         Raises:
             LoadTimeout: not done after `timeout` seconds; the server may be stuck in the call.
             LoadFailed: Triton or the test inference refused, with the reason.
             ServiceUnavailable: the server is gone.
         """
+        async with self._turns[servable.triton_name]:
+            return await self._load(servable, timeout)
+
+    async def _load(self, servable: Servable, timeout: float) -> Loaded:
         started = time.monotonic()
         name, number = servable.key
         try:
-            config = self._repository.load_config(name, number)
+            beside = await self._client.ready_versions(name) - {number}
+            config = self._repository.load_config(name, number, *sorted(beside))
             await self._client.load(name, config, timeout=timeout)
             response_time_ms = await self.probe(servable)
         except TritonTimeout as error:
@@ -70,10 +91,9 @@ class TritonEffects:
         except (TritonError, OSError, ModelMoraError) as error:
             await self._clean_up(servable)
             raise LoadFailed(servable.model_id, _reason(error)) from error
-        pids = self._server.stub_pids(name, number)
         return Loaded(
             memory_mb=await self.measure(servable),
-            process_id=pids[0] if pids else None,
+            process_id=self.process_of(servable),
             seconds=time.monotonic() - started,
             response_time_ms=response_time_ms,
         )
@@ -84,11 +104,19 @@ class TritonEffects:
         Raises:
             ServiceUnavailable: Triton did not unload it in time or is gone.
         """
+        async with self._turns[servable.triton_name]:
+            await self._unload(servable, timeout)
+
+    async def _unload(self, servable: Servable, timeout: float) -> None:
         name, number = servable.key
         pids = self._server.stub_pids(name, number)
         try:
-            await self._client.unload(name, timeout=timeout)
-        except TritonError as error:
+            if rest := sorted(await self._client.ready_versions(name) - {number}):
+                config = self._repository.load_config(name, *rest)
+                await self._client.unload_version(name, number, config, timeout=timeout)
+            else:
+                await self._client.unload(name, timeout=timeout)
+        except (TritonError, OSError, ValueError) as error:
             raise ServiceUnavailable(f"Triton did not unload {name}: {error}") from error
         await self._wait_until_ended(pids)
 
@@ -123,6 +151,10 @@ class TritonEffects:
         pids = self._server.stub_pids(*servable.key)
         return await asyncio.to_thread(memory.process_tree_mb, pids) if pids else None
 
+    def process_of(self, servable: Servable) -> int | None:
+        """The model's process; None where there is none to be seen."""
+        return next(iter(self._server.stub_pids(*servable.key)), None)
+
     def process_lost(self, process_id: int | None) -> bool:
         """True when the model had a process of its own and it is gone."""
         return process_id is not None and not memory.alive(process_id)
@@ -136,7 +168,7 @@ class TritonEffects:
 
     async def _clean_up(self, servable: Servable) -> None:
         try:
-            await self.unload(servable, timeout=30.0)
+            await self._unload(servable, timeout=30.0)
         except ModelMoraError as error:
             log.warning(
                 "a failed load could not be cleaned up",

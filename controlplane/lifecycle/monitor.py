@@ -78,8 +78,11 @@ class Monitor:
 
     async def _look_at(self, resident: Resident, now: float, *, measure: bool) -> None:
         if self._effects.process_lost(resident.process_id):
-            self._scheduler.declare_unhealthy(resident, "its process has died")
-            return
+            successor = self._effects.process_of(resident.servable)
+            if successor is None:
+                self._scheduler.declare_unhealthy(resident, "its process has died")
+                return
+            self._scheduler.process_replaced(resident, successor)
         if self._idle_ttl is not None and now - resident.last_used > self._idle_ttl:
             self._scheduler.unload_idle(resident)
             return

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Waiter:
-    """Somebody who waits for a load; `takes_lease` is False for an explicit load."""
+    """Somebody who waits for a load; `takes_lease` is False for an explicit load.
 
+    `resident` changes when a switch gives a `floating` waiter to another version.
+    """
+
+    resident: Resident
     future: asyncio.Future[None]
     priority: int
     sequence: int
     takes_lease: bool
+    floating: bool = False
 
 
 @dataclass(eq=False)
@@ -40,6 +45,7 @@ class Resident:
         epoch: grows when the server is lost, so that effects of before are known as stale.
         drained: set while an unload waits for the last lease to end.
         gone: done when an unload has ended.
+        switching: part of a switch of versions, and therefore not evicted.
         node: which Triton holds it; there is one today.
     """
 
@@ -66,6 +72,7 @@ class Resident:
     gone: asyncio.Future[None] | None = None
     unload_reason: str = "manual"
     keep_loaded: bool = False
+    switching: bool = False
     node: str = "local"
     gate: Gate = field(init=False)
 
@@ -99,7 +106,8 @@ class Resident:
 
     def candidate(self) -> Candidate:
         """How the eviction policy sees it."""
-        evictable = self.state is ModelState.LOADED and self.idle and not self.keep_loaded
+        stays = self.keep_loaded or self.switching
+        evictable = self.state is ModelState.LOADED and self.idle and not stays
         return Candidate(self.servable.key, self.ledger_mb, self.last_used, evictable)
 
     def urgency(self) -> tuple[int, int]:

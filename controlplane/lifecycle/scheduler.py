@@ -13,6 +13,8 @@ comes back through one synchronous method. Rules (numbers as in docs/lifecycle.m
 6. A model that cannot fit into the whole budget is refused before anybody is evicted.
 7. A failed load fails all its waiters with the cause; then requests are answered with that
    cause until the backoff has passed.
+8. One version of a model is in memory at a time, two during a switch: the new one is loaded
+   before the old one leaves; where both do not fit, requests wait instead.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from controlplane.lifecycle import health, memory
 from controlplane.lifecycle.policy import Room, evictions_for
 from controlplane.lifecycle.resident import Resident, ResidentView, Waiter, view
 from controlplane.lifecycle.state import ModelState
+from controlplane.lifecycle.switch import Switch, SwitchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -67,6 +70,7 @@ class Effects(Protocol):
 
     async def load(self, servable: Servable, timeout: float) -> Loaded: ...
     async def unload(self, servable: Servable, timeout: float) -> None: ...
+    def fit_together(self, one: Servable, other: Servable) -> bool: ...
     def kill_server(self) -> bool: ...
 
 
@@ -97,7 +101,8 @@ class Lease:
                 self._scheduler.release(resident)
                 raise
         self._resident = resident
-        return self._servable
+        # Another than was asked for when a switch has given the request to the new version.
+        return resident.servable
 
     async def __aexit__(self, *_: object) -> None:
         resident, self._resident = self._resident, None
@@ -128,6 +133,7 @@ class Scheduler:
         self._record_memory = record_memory
         self._manager_id = manager_id
         self._residents: dict[Key, Resident] = {}
+        self._switches: dict[str, Switch] = {}  # by Triton name
         self._sequence = itertools.count()
         self._server_up = True
         self._closing = False
@@ -141,7 +147,9 @@ class Scheduler:
     ) -> Lease:
         """Use a model: `async with scheduler.lease(servable, deadline=loop.time() + 60):`.
 
-        Loads it first where needed. A loaded model costs no await, no I/O.
+        Loads it first where needed. A loaded model costs no await, no I/O. Entering gives the
+        servable that is leased: during a switch, and when the request named no version, that may
+        be the new version.
 
         Args:
             servable: the version to use.
@@ -159,7 +167,7 @@ class Scheduler:
 
     def try_acquire(self, servable: Servable) -> Resident | None:
         """A lease at once when the model is loaded, else None."""
-        resident = self._residents.get(servable.key)
+        resident = self._residents.get(self._heir(servable).key)
         if resident is None or resident.state is not ModelState.LOADED:
             return None
         self._grant(resident)
@@ -178,9 +186,14 @@ class Scheduler:
         self, servable: Servable, deadline: float, priority: int, *, takes_lease: bool = True
     ) -> Resident:
         """Have the model loaded and wait for it; the lease is held when this returns."""
-        resident = self._resident_for(servable)
+        resident = self._resident_for(self._heir(servable))
         waiter = Waiter(
-            asyncio.get_running_loop().create_future(), priority, next(self._sequence), takes_lease
+            resident,
+            asyncio.get_running_loop().create_future(),
+            priority,
+            next(self._sequence),
+            takes_lease,
+            servable.floating,
         )
         resident.waiters.append(waiter)
         self._decide()
@@ -188,12 +201,12 @@ class Scheduler:
             await asyncio.wait({waiter.future}, timeout=max(0.0, deadline - self._now()))
             if waiter.future.done():
                 waiter.future.result()
-                return resident
+                return waiter.resident
         except BaseException:
-            self._abandon(resident, waiter)
+            self._abandon(waiter)
             raise
-        error = self._too_late(resident)
-        self._abandon(resident, waiter)
+        error = self._too_late(waiter.resident)
+        self._abandon(waiter)
         raise error
 
     async def load(self, servable: Servable, *, deadline: float) -> ResidentView:
@@ -213,15 +226,68 @@ class Scheduler:
         )
         return self._view(resident)
 
-    async def unload(self, model_id: str, *, reason: str = "manual") -> float:
-        """Drain and unload every loaded version of a model; returns the freed MB.
+    async def switch(
+        self,
+        current: Callable[[], Servable],
+        new: Servable,
+        *,
+        deadline: float,
+        commit: Callable[[], object],
+    ) -> SwitchMode:
+        """Have requests that name no version served by `new` instead of `current`; lose none.
+
+        Where the old version is in memory, `new` is loaded and healthy before it is drained and
+        unloaded; both hold memory meanwhile. Where that is not possible, the old one is drained
+        first and requests wait for `new`. Returns when the old one has left.
+
+        Args:
+            current: the version to switch from; asked when no other switch of the model runs.
+            commit: makes the switch known to the registry; called in the very moment from which
+                requests go to `new`.
+
+        Raises:
+            what `lease` raises for `new`, and what `commit` raises: all is served as before.
+        """
+        name = new.triton_name
+        while (running := self._switches.get(name)) is not None:
+            await asyncio.wait({running.done})
+        old = current()
+        leaving, coming = self._bookkeeping(old), self._bookkeeping(new)
+        if leaving is coming or not leaving.holds_memory:
+            commit()
+            self._hand_over(leaving, coming)
+            return SwitchMode.UNLOADED
+        coming.retry_at = 0.0  # somebody says so: as with an explicit load
+        done = asyncio.get_running_loop().create_future()
+        switch = Switch(leaving, coming, done, self._effects.fit_together(old, new))
+        self._switches[name] = switch
+        leaving.switching = coming.switching = True
+        try:
+            await self._carry_out(switch, new, deadline, commit)
+        except BaseException:
+            self._call_off(switch)
+            raise
+        self._spawn(self._finish(switch))  # also when nobody waits for it any more
+        await asyncio.shield(done)
+        return SwitchMode.DRAINED if switch.drained else SwitchMode.LIVE
+
+    async def unload(
+        self, model_id: str, *, triton_version: int | None = None, reason: str = "manual"
+    ) -> float:
+        """Drain and unload every loaded version of a model, or one; returns the freed MB.
 
         Raises:
             ModelNotLoaded: nothing of it is in memory.
             InvalidStateTransition: it is being loaded; that must end first (domain §3.5).
             ServiceUnavailable: Triton did not unload it.
         """
-        mine = [r for r in self._residents.values() if r.model_id == model_id and r.holds_memory]
+        mine = [
+            resident
+            for resident in self._residents.values()
+            if resident.model_id == model_id
+            and triton_version in (None, resident.servable.triton_version)
+            and resident.holds_memory
+        ]
         if not mine:
             raise ModelNotLoaded(model_id)
         for resident in mine:
@@ -244,10 +310,11 @@ class Scheduler:
         return tuple(self._view(r) for r in sorted(shown, key=lambda r: r.servable.key))
 
     def view(self, model_id: str) -> ResidentView | None:
-        """The model's resident that holds memory, else its failed one, else None."""
+        """The model's loaded resident, else one that holds memory, else its failed one, or None."""
         mine = [r for r in self._residents.values() if r.model_id == model_id]
         shown = [r for r in mine if r.state is not ModelState.UNLOADED]
-        best = max(shown, key=lambda r: r.holds_memory, default=None)
+        loaded = ModelState.LOADED
+        best = max(shown, key=lambda r: (r.state is loaded, r.holds_memory), default=None)
         return self._view(best) if best else None
 
     @property
@@ -270,6 +337,10 @@ class Scheduler:
             self._record_memory(resident.servable, memory_mb)
         resident.peak_mb = max(resident.peak_mb, memory_mb)
         self._decide()
+
+    def process_replaced(self, resident: Resident, process_id: int) -> None:
+        """Triton restarted the model by itself, as it does when its configuration changes."""
+        resident.process_id = process_id
 
     def checked(self, resident: Resident, status: health.HealthStatus) -> None:
         """Take the outcome of a test inference; an unhealthy model leaves and comes back."""
@@ -331,18 +402,22 @@ class Scheduler:
 
     # -- deciding (synchronous) ------------------------------------------------------------
 
+    def _heir(self, servable: Servable) -> Servable:
+        switch = self._switches.get(servable.triton_name)
+        return servable if switch is None else switch.heir(servable)
+
+    def _bookkeeping(self, servable: Servable) -> Resident:
+        resident = self._residents.setdefault(servable.key, Resident(servable))
+        if resident.state is ModelState.UNLOADED:
+            resident.servable = servable
+        return resident
+
     def _resident_for(self, servable: Servable) -> Resident:
         if self._closing:
             raise ServiceUnavailable("The service is stopping.")
-        resident = self._residents.get(servable.key)
-        if resident is None or resident.state is ModelState.UNLOADED:
-            if resident is None:
-                resident = self._residents[servable.key] = Resident(servable)
-            resident.servable = servable
-            if resident.need_mb > self.budget_mb:
-                raise InsufficientMemory(
-                    servable.model_id, resident.need_mb, self.budget_mb, ever=True
-                )
+        resident = self._bookkeeping(servable)
+        if resident.state is ModelState.UNLOADED and resident.need_mb > self.budget_mb:
+            raise InsufficientMemory(servable.model_id, resident.need_mb, self.budget_mb, ever=True)
         if resident.state is ModelState.FAILED:
             self._try_failed_again(resident)
         return resident
@@ -361,24 +436,39 @@ class Scheduler:
         wanted = [
             r for r in self._residents.values() if r.waiters and r.state is ModelState.UNLOADED
         ]
-        for resident in sorted(wanted, key=Resident.urgency):
+        # A switch first: who waits for the room of its old version waits for the switch as well.
+        for resident in sorted(wanted, key=lambda r: (not r.switching, r.urgency())):
+            switch = self._switches.get(resident.servable.triton_name)
+            if switch is not None and switch.holds_back(resident):
+                continue
             if not self._start_or_make_room(resident):
                 return  # rule 5
         self._trim()
 
     def _start_or_make_room(self, resident: Resident) -> bool:
-        if self._rival_in_memory(resident):
+        switch = self._switches.get(resident.servable.triton_name)
+        beside = switch is not None and switch.lets_in(resident)
+        if not beside and self._rival_in_memory(resident):
             return False
         need, free = Room(resident.need_mb, 1), self._free()
+        if beside and switch is not None and not switch.together:
+            self._drain_first(switch, "their tensors differ")
+            return False
         if need.memory_mb <= free.memory_mb and need.slots <= free.slots:
             self._begin_load(resident)
             return True
-        for victim in self._victims(need, free) or ():
+        victims = self._victims(need, free)
+        if victims is None and beside and switch is not None:
+            self._drain_first(switch, "the budget has no room for both")
+        for victim in victims or ():
             self._begin_unload(victim, "lru_eviction")
         return False
 
     def _rival_in_memory(self, resident: Resident) -> bool:
-        """One version of a model is in memory at a time (domain C-43): the other leaves first."""
+        """One version of a model is in memory at a time (domain C-43): the other leaves first.
+
+        During a switch neither side of it is evictable.
+        """
         for other in self._residents.values():
             same = other.servable.triton_name == resident.servable.triton_name
             if same and other is not resident and other.holds_memory:
@@ -418,12 +508,89 @@ class Scheduler:
         resident.gone.add_done_callback(lambda f: f.cancelled() or f.exception())
         resident.effect = self._spawn(self._unload(resident, resident.epoch))
 
+    # -- switching versions ----------------------------------------------------------------
+
+    async def _carry_out(
+        self, switch: Switch, new: Servable, deadline: float, commit: Callable[[], object]
+    ) -> None:
+        # A lease: nothing may take the new version out of memory before it is the current one.
+        explicit = msgspec.structs.replace(new, floating=False)
+        await self.wait_until_loaded(explicit, deadline, DEFAULT_PRIORITY)
+        try:
+            commit()
+            switch.redirects = True
+            self._hand_over(switch.old, switch.new)
+            if switch.old.state is ModelState.LOADED:
+                self._begin_unload(switch.old, "version_switch")
+        finally:
+            self.release(switch.new)
+
+    def _drain_first(self, switch: Switch, why: str) -> None:
+        log.warning(
+            "two versions cannot be in memory together: requests wait during the switch",
+            model_id=switch.new.model_id,
+            old_version=switch.old.servable.version,
+            new_version=switch.new.servable.version,
+            reason=why,
+        )
+        switch.drained = switch.redirects = True
+        self._begin_unload(switch.old, "version_switch")
+
+    def _hand_over(self, source: Resident, target: Resident) -> None:
+        """Give those who wait for one version, and named none, to another."""
+        moved = [waiter for waiter in source.waiters if waiter.floating]
+        if not moved or target is source or target.need_mb > self.budget_mb:
+            return
+        source.waiters[:] = [waiter for waiter in source.waiters if not waiter.floating]
+        for waiter in moved:
+            waiter.resident = target
+        target.waiters += moved
+        if target.state is ModelState.FAILED and target.error is not None:
+            self._fail_waiters(target, target.error)
+        elif target.state is ModelState.LOADED:
+            self._serve_waiters(target)
+        self._decide()
+
+    async def _finish(self, switch: Switch) -> None:
+        if switch.old.holds_memory and switch.old.gone is not None:
+            await asyncio.wait({switch.old.gone})
+        self._end(switch)
+
+    def _call_off(self, switch: Switch) -> None:
+        """The new version does not serve: requests go to the old one as before."""
+        switch.redirects = False
+        self._hand_over(switch.new, switch.old)
+        self._spawn(self._clear_away(switch))
+
+    async def _clear_away(self, switch: Switch) -> None:
+        """Out of memory with a new version that came too late, or could not be made current."""
+        if switch.new.state is ModelState.LOADING and switch.new.effect is not None:
+            await asyncio.wait({switch.new.effect})
+        wanted = switch.old.holds_memory or switch.old.waiters
+        if switch.new.state is ModelState.LOADED and wanted:
+            self._begin_unload(switch.new, "version_switch")
+        self._end(switch)
+
+    def _end(self, switch: Switch) -> None:
+        del self._switches[switch.new.servable.triton_name]
+        switch.old.switching = switch.new.switching = False
+        switch.done.set_result(None)
+        self._decide()
+
+    def _serve_waiters(self, resident: Resident) -> None:
+        for waiter in resident.waiters:
+            if waiter.takes_lease:  # rule 1: before they wake, or the model could be evicted
+                self._grant(resident)
+            waiter.future.set_result(None)
+        resident.waiters.clear()
+
     def _grant(self, resident: Resident) -> None:
         resident.leases += 1
         resident.request_count += 1
         resident.last_used = self._now()
 
-    def _abandon(self, resident: Resident, waiter: Waiter) -> None:
+    def _abandon(self, waiter: Waiter) -> None:
+        resident = waiter.resident
         if waiter in resident.waiters:
             resident.waiters.remove(waiter)
             self._decide()
@@ -468,11 +635,7 @@ class Scheduler:
         resident.attempts, resident.error = 0, None
         resident.request_count = 0
         resident.health = health.after_success(now, loaded.response_time_ms)
-        for waiter in resident.waiters:
-            if waiter.takes_lease:  # rule 1: before they wake, or the model could be evicted
-                self._grant(resident)
-            waiter.future.set_result(None)
-        resident.waiters.clear()
+        self._serve_waiters(resident)
         self._publish(
             events.ModelLoaded(
                 model_id=resident.model_id,
@@ -507,6 +670,10 @@ class Scheduler:
                 attempt=resident.attempts,
             )
         )
+        switch = self._switches.get(resident.servable.triton_name)
+        if switch is not None and switch.new is resident:
+            switch.redirects = False  # now, not when the switch notices: nobody may fail meanwhile
+            self._hand_over(resident, switch.old)
         self._fail_waiters(resident, error)
         self._decide()
 

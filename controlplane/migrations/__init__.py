@@ -12,6 +12,7 @@ from controlplane.migrations import (
     m0002_locks,
     m0003_operations,
     m0004_event_index,
+    m0005_pinned,
     m0007_current_status,
 )
 
@@ -24,5 +25,6 @@ STEPS: tuple[ModuleType, ...] = (
     m0002_locks,
     m0003_operations,
     m0004_event_index,
+    m0005_pinned,
     m0007_current_status,
 )

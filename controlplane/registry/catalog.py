@@ -155,6 +155,8 @@ def _filters(task_type: str | None, status: str | None) -> tuple[str, list[Any]]
 def pick(model: Model, version: str | None) -> ModelVersion:
     """One version of a model, by its string or Triton number; None means the current one.
 
+    `latest` is the newest that is ready.
+
     Raises:
         VersionNotFound.
     """
@@ -235,8 +237,8 @@ def _triton_name(model_id: str) -> str:
     return model_id.replace("/", "--")
 
 
-def servable(model: Model, version: ModelVersion) -> Servable:
-    """What it takes to serve a version.
+def servable(model: Model, version: ModelVersion, *, floating: bool = False) -> Servable:
+    """What it takes to serve a version; `floating` when the request named none.
 
     Raises:
         ModelNotReady: it is not installed.
@@ -253,4 +255,5 @@ def servable(model: Model, version: ModelVersion) -> Servable:
         triton_name=version.triton_name,
         triton_version=version.triton_version,
         need_mb=version.need_mb,
+        floating=floating,
     )

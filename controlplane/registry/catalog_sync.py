@@ -23,11 +23,13 @@ from controlplane.registry.operation import Operation, OperationError
 from controlplane.registry.registration import register
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from controlplane.registry.install import Installer
     from controlplane.registry.store import ModelStore
+
+    UseVersion = Callable[[str, str], Awaitable[None]]
 
 _AT_ONCE = 4  # registrations that ask the hub
 
@@ -130,6 +132,7 @@ async def sync(
     entries: Sequence[CatalogEntry],
     data_dir: Path,
     *,
+    use: UseVersion | None = None,
     dry_run: bool = False,
 ) -> list[SyncResult]:
     """Bring about what the entries ask for; installations run on after this returns.
@@ -137,17 +140,20 @@ async def sync(
     What goes wrong with one entry is in its result and does not keep the others from being done.
 
     Args:
+        use: makes a version current; a loaded model is to be switched without losing a request.
+            None only writes it into the registry.
         dry_run: change nothing, and ask nobody.
 
     Raises:
         ValidationFailed: an entry breaks a rule; nothing was done.
     """
     check_entries(entries)
+    switch = use or _only_written(store)
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def one(entry: CatalogEntry) -> SyncResult:
         async with slots:
-            return await _attempt(store, installer, entry, data_dir, dry_run=dry_run)
+            return await _attempt(store, installer, entry, data_dir, switch, dry_run=dry_run)
 
     return list(await asyncio.gather(*(one(entry) for entry in entries)))
 
@@ -157,6 +163,7 @@ async def _attempt(
     installer: Installer,
     entry: CatalogEntry,
     data_dir: Path,
+    use: UseVersion,
     *,
     dry_run: bool,
 ) -> SyncResult:
@@ -165,7 +172,7 @@ async def _attempt(
         planned = plan(entry, _find(store, entry.model_id))
         if dry_run or not planned.actions:
             return _result(planned, "planned" if planned.actions else "unchanged")
-        return await _do(store, installer, planned, data_dir)
+        return await _do(store, installer, planned, data_dir, use)
     except ModelMoraError as error:
         return SyncResult(
             model_id=entry.model_id,
@@ -184,13 +191,22 @@ def _find(store: ModelStore, model_id: str) -> Model | None:
         return None
 
 
-async def _do(store: ModelStore, installer: Installer, planned: Plan, data_dir: Path) -> SyncResult:
+def _only_written(store: ModelStore) -> UseVersion:
+    async def use(model_id: str, version: str) -> None:
+        store.set_current(model_id, version)
+
+    return use
+
+
+async def _do(
+    store: ModelStore, installer: Installer, planned: Plan, data_dir: Path, use: UseVersion
+) -> SyncResult:
     entry, version, actions = planned.entry, planned.version, planned.actions
     if Action.REGISTER in actions:
         await register(store, as_new_model(entry, task_type=entry.task_type), data_dir)
     if Action.ADD_VERSION in actions:
         needs = entry.resource_requirements
-        fields = {} if needs is None else {"resource_requirements": needs}
+        fields: dict[str, Any] = {} if needs is None else {"resource_requirements": needs}
         store.add_version(entry.model_id, version, **fields)
     if Action.UPDATE in actions:
         store.update(entry.model_id, planned.change)
@@ -198,7 +214,7 @@ async def _do(store: ModelStore, installer: Installer, planned: Plan, data_dir: 
     if Action.INSTALL in actions:
         operation = installer.install(entry.model_id, version)
     if Action.USE in actions and operation is None:
-        store.set_current(entry.model_id, version)
+        await use(entry.model_id, version)
     if operation is None:
         return _result(planned, "done")
     later = "it becomes the current version with the next sync, when it is ready"

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from controlplane.errors import (
     ArtifactNotAccessible,
     ChecksumMismatch,
@@ -48,6 +50,23 @@ if TYPE_CHECKING:
 _CANONICAL = "https://huggingface.co"
 _MB = 1024 * 1024
 _T = TypeVar("_T")
+
+
+class HubRefs(msgspec.Struct, frozen=True):
+    """A repository's branches and tags, each with the commit that it stands for now."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+class _Ref(msgspec.Struct):
+    name: str
+    commit: str = msgspec.field(name="targetCommit")
+
+
+class _Refs(msgspec.Struct):
+    branches: list[_Ref]
+    tags: list[_Ref]
 
 
 class Hub:
@@ -184,6 +203,29 @@ class Hub:
         return info
 
     # -- one file --------------------------------------------------------------------------------
+
+    def refs(self) -> HubRefs:
+        # Not `HfApi.list_repo_refs`: it waits for an answer without a limit.
+        url = f"{self._endpoint}/api/models/{self._id}/refs"
+        deadline = time.monotonic() + self._limits.resolve
+
+        def ask() -> bytes:
+            seconds = max(0.1, min(self._limits.answer, deadline - time.monotonic()))
+            headers = self._utils.build_hf_headers(library_name="modelmora")
+            response = self._utils.get_session().get(url, headers=headers, timeout=seconds)
+            self._utils.hf_raise_for_status(response)
+            return bytes(response.content)
+
+        try:
+            found = msgspec.json.decode(self._persistently(ask, deadline=deadline), type=_Refs)
+        except msgspec.DecodeError as error:
+            raise DownloadFailed(
+                f"{self._endpoint} does not answer as a HuggingFace hub does. Check HF_ENDPOINT."
+            ) from error
+        return HubRefs(
+            branches={ref.name: ref.commit for ref in found.branches},
+            tags={ref.name: ref.commit for ref in found.tags},
+        )
 
     def _receive(self, commit: str, entry: Any, intake: Intake) -> None:
         """Have one file, from the cache or from the hub, compared with the hub's digest of it."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from controlplane.errors import (
+    CurrentVersionProtected,
     ModelMoraError,
     ModelNotFound,
     OperationFinished,
@@ -185,9 +186,14 @@ class Installer:
             raise OperationFinished(operation_id, operation.status.value)
         return operation
 
-    def progress(self, model_id: str) -> Progress | None:
-        """How far the installation begun last is; None when none runs for this model."""
+    def progress(self, model_id: str, version: str | None = None) -> Progress | None:
+        """How far an installation of this model is, of `version` or else the one begun last.
+
+        None when none runs.
+        """
         jobs = self._jobs_of(model_id)
+        if version is not None:
+            jobs = [job for job in jobs if job.installation.version.version == version]
         return jobs[-1].installation.progress if jobs else None
 
     async def wait(self, model_id: str) -> Model:
@@ -221,6 +227,27 @@ class Installer:
         removal = asyncio.get_running_loop().create_task(self._remove_files(ModelId.parse(name)))
         self._removals[name] = removal
         removal.add_done_callback(lambda _: self._removals.pop(name, None))
+        await asyncio.shield(removal)
+
+    async def uninstall_version(self, model_id: str, version: str) -> None:
+        """Remove a version that is not the current one, with its artefact and its download.
+
+        A running installation of it is stopped.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound, CurrentVersionProtected.
+        """
+        model = self._store.get(model_id)
+        gone = pick(model, version)
+        if gone.version == model.current_version:
+            raise CurrentVersionProtected(model.model_id, gone.version)
+        while gone.id in self._jobs:
+            await self._cancel([self._jobs[gone.id]], _Reason.REMOVED)
+        self._store.remove_version(model.model_id, gone.version)
+        removal = asyncio.get_running_loop().create_task(self._remove_version_files(gone))
+        key = f"{model.model_id}@{gone.triton_version}"
+        self._removals[key] = removal
+        removal.add_done_callback(lambda _: self._removals.pop(key, None))
         await asyncio.shield(removal)
 
     async def close(self) -> None:
@@ -320,6 +347,16 @@ class Installer:
             # A task that is cancelled before its first step never gets to its own end.
             if job.installation.version.id in self._jobs:
                 self._end_cancelled(job.installation)
+
+    async def _remove_version_files(self, version: ModelVersion) -> None:
+        name, number = ModelId.parse(version.model_id), version.triton_version
+        try:
+            await asyncio.to_thread(self._shop.repository.remove_version, name, number)
+            folder = self._shop.downloads / name.triton_name / str(number)
+            await asyncio.to_thread(self._shop.cache.remove_download, folder, version.model_id)
+        except OSError:
+            # The row is gone already; the next start sweeps what is left.
+            log.exception("files of a removed version are left", model_id=version.model_id)
 
     async def _remove_files(self, model_id: ModelId) -> None:
         try:

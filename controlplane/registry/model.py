@@ -139,6 +139,8 @@ STATUS_MOVES: dict[VersionStatus, frozenset[VersionStatus]] = {
     VersionStatus.READY: frozenset({VersionStatus.FAILED}),
     VersionStatus.FAILED: frozenset({VersionStatus.DOWNLOADING, VersionStatus.READY}),
 }
+# As a version's name it stands for the newest ready one.
+LATEST = "latest"
 INSTALLING = frozenset({VersionStatus.DOWNLOADING, VersionStatus.EXPORTING})
 
 FRAMEWORKS = ("pytorch", "tensorflow", "jax", "onnx")
@@ -282,6 +284,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         source_url: where versions come from instead of the hub (`file:///…`), None = hub.
+        pinned: an upgrade is refused; the current version stays until somebody says otherwise.
         version: optimistic lock of the entity, from 1 (domain §1.1); not a model version.
     """
 
@@ -299,21 +302,38 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     source_url: str | None = None
     config: dict[str, Any] = {}
     custom_params: dict[str, Any] = {}
+    pinned: bool = False
 
     @property
     def current(self) -> ModelVersion:
         return next(v for v in self.versions if v.version == self.current_version)
 
+    @property
+    def latest(self) -> ModelVersion | None:
+        """The highest version among those that are ready; None when none is."""
+        ready = (v for v in self.versions if v.status is VersionStatus.READY)
+        return max(ready, key=age_order, default=None)
+
     def find_version(self, text: str) -> ModelVersion | None:
-        """The version of that name, or whose Triton number is written `text`; None if absent."""
+        """The version of that name, or whose Triton number is written `text`; None if absent.
+
+        `latest` is the newest of those that are ready.
+        """
         by_name = next((v for v in self.versions if v.version == text), None)
+        if by_name is None and text == LATEST:
+            return self.latest
         if by_name is None and text.isdecimal():
             return next((v for v in self.versions if str(v.triton_version) == text), None)
         return by_name
 
 
 class Servable(msgspec.Struct, frozen=True, kw_only=True):
-    """What the lifecycle needs to know of a ready version to load it and route to it."""
+    """What the lifecycle needs to know of a ready version to load it and route to it.
+
+    Attributes:
+        floating: it was asked for without a version: a switch of the current version may give the
+            request to the new one.
+    """
 
     model_id: str
     version: str
@@ -322,6 +342,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     triton_name: str
     triton_version: int
     need_mb: float
+    floating: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
@@ -450,9 +471,25 @@ def version_sort_key(text: str) -> tuple[Any, ...]:
     return (1, int(major), int(minor), int(patch), pre is None, parts)
 
 
+def is_semantic(text: str) -> bool:
+    """True for a semantic version, with or without a `v` in front."""
+    return _SEMVER.fullmatch(text) is not None
+
+
+def age_order(version: ModelVersion) -> tuple[Any, ...]:
+    """Order of a model's versions, oldest first: semantic ones by number and above all others,
+    which stand in the order of their registration (a branch or commit tells nothing by its name).
+    """
+    if is_semantic(version.version):
+        return version_sort_key(version.version)
+    return (0, version.triton_version)
+
+
 def _version_errors(text: str) -> dict[str, list[str]]:
     if not 1 <= len(text) <= 100:
         return {"version": ["must be 1 to 100 characters long"]}
+    if text == LATEST:
+        return {"version": ["'latest' stands for the newest ready version; name a version"]}
     if not _VERSION.fullmatch(text) or ".." in text or text.endswith(("/", ".")) or "//" in text:
         return {
             "version": [

@@ -2,7 +2,7 @@
 
     <root>/<org>--<repo>/config.pbtxt          of the version published last
     <root>/<org>--<repo>/<n>/manifest.json     and the artefact's files
-    <root>/<org>--<repo>/<n>/model.py          imports the backend
+    <root>/<org>--<repo>/<n>/model.py          imports the backend; compiled in __pycache__
     <root>/<org>--<repo>/<n>/config.pbtxt      of this version
     <root>/.staging/                           work in progress, on the same file system
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import py_compile
 import re
 import shutil
 import tempfile
@@ -79,6 +80,7 @@ class ModelRepository:
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
             version = _take(artefact, scratch / str(triton_version))
             _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+            precompile(version / "model.py")
             _write(version / CONFIG, model_config.to_pbtxt(config))
             _sync_tree(version)
             self._install(name, version, scratch)
@@ -128,16 +130,32 @@ class ModelRepository:
             return []
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def load_config(self, triton_name: str, triton_version: int) -> str:
+    def load_config(self, triton_name: str, triton_version: int, *beside: int) -> str:
         """The JSON for the `config` parameter of a load that serves only this version.
+
+        Args:
+            beside: versions that are to be served as well, with this version's configuration.
 
         Raises:
             FileNotFoundError: no such version.
             ValueError: its config.pbtxt is damaged.
         """
+        config = self._read_config(triton_name, triton_version)
+        return model_config.load_json(config, triton_version, *beside)
+
+    def fit_together(self, triton_name: str, one: int, other: int) -> bool:
+        """True when two versions can be served at a time: Triton has one configuration for both.
+
+        Raises:
+            FileNotFoundError, ValueError: as `load_config`.
+        """
+        return model_config.equal_but_for_versions(
+            self._read_config(triton_name, one), self._read_config(triton_name, other)
+        )
+
+    def _read_config(self, triton_name: str, triton_version: int) -> Any:
         path = self.root / triton_name / str(triton_version) / CONFIG
-        config = model_config.read_pbtxt(path.read_text(encoding="utf-8"))
-        return model_config.load_json(config, triton_version)
+        return model_config.read_pbtxt(path.read_text(encoding="utf-8"))
 
     def manifest(self, triton_name: str, triton_version: int) -> dict[str, Any]:
         """The version's manifest, read once.
@@ -254,6 +272,21 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def precompile(source: Path) -> None:
+    """Put a version's compiled `model.py` in place before Triton's process would.
+
+    A `__pycache__` that appears in a version's folder looks like a change of the version to
+    Triton: it would restart a running version as soon as another is loaded beside it.
+    """
+    # unchecked: a copy of the repository has other times, and must not be compiled again
+    py_compile.compile(
+        str(source),
+        dfile=source.name,
+        doraise=True,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
 
 
 def _sync_tree(folder: Path) -> None:

@@ -88,6 +88,7 @@ def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
         source_url=row["source_url"],
         config=msgspec.json.decode(row["config"]),
         custom_params=msgspec.json.decode(row["custom_params"]),
+        pinned=bool(row["pinned"]),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from controlplane.errors import ChecksumMismatch, ValidationFailed
 from controlplane.registry.disk import reporting_full_disk
 from controlplane.registry.files import FetchedSource, Progress, SourceFile, SourceRules
-from controlplane.registry.hub import Hub
+from controlplane.registry.hub import Hub, HubRefs
 from controlplane.registry.intake import FetchCancelled, Intake, Stop, received_before
 from controlplane.registry.local import copy_directory, directory_of
 from controlplane.registry.patience import HubLimits
@@ -28,10 +28,12 @@ __all__ = [
     "FetchCancelled",
     "FetchedSource",
     "HubLimits",
+    "HubRefs",
     "Progress",
     "SourceFile",
     "SourceRules",
     "fetch",
+    "list_refs",
     "peek",
     "rules_of",
 ]
@@ -121,6 +123,16 @@ def peek(
         ArtifactNotAccessible, DownloadFailed: as `fetch`.
     """
     return Hub(str(model_id), limits, Stop(threading.Event())).peek(version, names, largest)
+
+
+def list_refs(model_id: ModelId, *, limits: HubLimits | None = None) -> HubRefs:
+    """Ask the hub for a repository's branches and tags. Blocks; run it in a thread.
+
+    Raises:
+        ArtifactNotAccessible: no such repository, or not ours to read.
+        DownloadFailed: the hub does not answer within `limits.resolve`, or not sensibly.
+    """
+    return Hub(str(model_id), limits or HubLimits(), Stop(threading.Event())).refs()
 
 
 def _fetch_url(

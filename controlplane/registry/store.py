@@ -38,7 +38,7 @@ from controlplane.registry.model import (
     check_new_model,
 )
 from controlplane.registry.retired import retire
-from controlplane.registry.rows import insert, query
+from controlplane.registry.rows import insert, query, read_models
 from controlplane.registry.versions import VersionStore
 
 __all__ = ["ModelStore", "Page"]
@@ -79,6 +79,10 @@ class ModelStore(VersionStore):
             page_size=page_size,
         )
 
+    def every_model(self) -> tuple[Model, ...]:
+        """All models with their versions, by model id."""
+        return read_models(self._db, query(self._db, "SELECT * FROM model ORDER BY model_id"))
+
     def servable(self, name: str, version: str | None = None) -> Servable:
         """What it takes to serve a version; no SQL when asked before and unchanged since.
 
@@ -90,7 +94,7 @@ class ModelStore(VersionStore):
         if known is not None:
             return known
         model = self.get(name)
-        found = catalog.servable(model, pick(model, version))
+        found = catalog.servable(model, pick(model, version), floating=version is None)
         if len(self._servables) >= _CACHE_LIMIT:
             self._servables.clear()
         self._servables[name, version] = found
@@ -268,6 +272,24 @@ class ModelStore(VersionStore):
                     model_id=model.model_id,
                     previous_version=model.current_version,
                     version=chosen,
+                )
+            )
+        return self.get(model_id)
+
+    def set_pinned(self, model_id: str, *, pinned: bool) -> Model:
+        """Have upgrades refused, or allowed again; a no-op when it is so already.
+
+        Raises:
+            InvalidModelId, ModelNotFound.
+        """
+        with self._change() as events:
+            model = self.get(model_id)
+            if model.pinned == pinned:
+                return model
+            self._write_model(model, pinned=pinned)
+            events.append(
+                ModelUpdated(
+                    aggregate_id=model.catalog_id, model_id=model.model_id, fields=["pinned"]
                 )
             )
         return self.get(model_id)

@@ -187,9 +187,37 @@ class TritonClient:
                 raise TritonTimeout(f"{name} was not unloaded within {timeout:g} s")
             await asyncio.sleep(_POLL)
 
-    async def _is_unloaded(self, name: str) -> bool:
+    async def unload_version(
+        self, name: str, version: int, rest_config_json: str, *, timeout: float
+    ) -> None:
+        """Unload one version of a model and leave others running; return when the index agrees.
+
+        Triton has no call for it: a load whose version policy no longer names the version unloads
+        it. Versions that run go on untouched while nothing but the policy changes.
+
+        Args:
+            rest_config_json: the configuration that serves only the other versions.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        await self.load(name, rest_config_json, timeout=timeout)
+        while not await self._is_unloaded(name, version):
+            if asyncio.get_running_loop().time() >= deadline:
+                raise TritonTimeout(f"{name} {version} was not unloaded within {timeout:g} s")
+            await asyncio.sleep(_POLL)
+
+    async def ready_versions(self, name: str) -> set[int]:
+        """Numbers of the versions of a model that are loaded."""
+        return {
+            entry.version
+            for entry in await self.index()
+            if entry.name == name and entry.state == "READY" and entry.version is not None
+        }
+
+    async def _is_unloaded(self, name: str, version: int | None = None) -> bool:
         return all(
-            entry.state in ("UNAVAILABLE", "") for entry in await self.index() if entry.name == name
+            entry.state in ("UNAVAILABLE", "")
+            for entry in await self.index()
+            if entry.name == name and version in (None, entry.version)
         )
 
     async def infer(

@@ -80,18 +80,31 @@ def read_pbtxt(text: str) -> Any:
         raise ValueError(f"not a model configuration: {error}") from error
 
 
-def load_json(config: Any, triton_version: int) -> str:
-    """The `config` parameter of a load call that serves exactly `triton_version`."""
+def load_json(config: Any, *triton_versions: int) -> str:
+    """The `config` parameter of a load call that serves exactly these versions."""
     chosen = ModelConfig()
     chosen.CopyFrom(config)
-    serve_only(chosen, triton_version)
+    serve_only(chosen, *triton_versions)
     return json_format.MessageToJson(chosen, preserving_proto_field_name=True, indent=None)
 
 
-def serve_only(config: Any, triton_version: int) -> None:
+def serve_only(config: Any, *triton_versions: int) -> None:
     """Set the version policy, in place."""
     config.version_policy.Clear()
-    config.version_policy.specific.versions.append(triton_version)
+    config.version_policy.specific.versions.extend(triton_versions)
+
+
+def equal_but_for_versions(one: Any, other: Any) -> bool:
+    """True when two configurations differ at most in the versions that they serve.
+
+    Triton restarts a running version when anything else of its model's configuration changes.
+    """
+    first, second = ModelConfig(), ModelConfig()
+    first.CopyFrom(one)
+    second.CopyFrom(other)
+    serve_only(first)
+    serve_only(second)
+    return bool(first == second)
 
 
 def served_versions(config: Any) -> Iterable[int]:

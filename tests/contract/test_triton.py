@@ -5,6 +5,8 @@
 3. load serves exactly the version that its configuration names.
 4. unload returns when the index no longer has the model; unloading twice is harmless.
 5. infer distinguishes: not loaded, does not fit, too late, failed. An empty batch does not fit.
+6. A load that names a further version starts it beside the one that runs; one that no longer names
+   a version unloads that one alone.
 """
 
 from __future__ import annotations
@@ -134,6 +136,23 @@ async def test_load_serves_the_version_of_its_configuration(case: Case) -> None:
         await case.infer(name, version=2)
     await case.client.unload(name, timeout=LOAD_TIMEOUT)
     await case.client.load(name, load_json(config, 2), timeout=LOAD_TIMEOUT)
+    assert await case.infer(name, version=2)
+    with pytest.raises(ModelUnknown):
+        await case.infer(name, version=1)
+
+
+async def test_versions_come_and_go_beside_each_other(case: Case) -> None:
+    name = case.models.echo()
+    case.models.echo(name, version=2)
+    config = read_pbtxt(config_text(name))
+    await case.client.load(name, load_json(config, 1), timeout=LOAD_TIMEOUT)
+    await case.client.load(name, load_json(config, 1, 2), timeout=LOAD_TIMEOUT)
+    assert await case.client.ready_versions(name) == {1, 2}
+    assert await case.infer(name, version=1)
+    assert await case.infer(name, version=2)
+    rest = load_json(config, 2)
+    await case.client.unload_version(name, 1, rest, timeout=LOAD_TIMEOUT)
+    assert await case.client.ready_versions(name) == {2}
     assert await case.infer(name, version=2)
     with pytest.raises(ModelUnknown):
         await case.infer(name, version=1)

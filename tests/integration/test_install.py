@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from controlplane.db import open_db
-from controlplane.errors import ModelNotFound
+from controlplane.errors import CurrentVersionProtected, ModelNotFound
 from controlplane.events import EventBus
 from controlplane.registry.conversion import CONVERTER
 from controlplane.registry.install import Installer
@@ -481,6 +481,24 @@ async def test_a_second_request_joins_the_first(registry: Registry, hub: LocalHu
     for task in waiting:
         with pytest.raises(ModelNotFound):
             await task
+
+
+async def test_removing_a_version_stops_its_installation_and_takes_its_files(
+    registry: Registry, hub: LocalHub
+) -> None:
+    hub.tag(MODEL, "v2", hub.add(MODEL, FILES))
+    registry.register()
+    registry.store.add_version(MODEL, "v2")
+    hub.stall("model.safetensors", after=1000)
+    registry.installer.request(MODEL, "v2")
+    await until(hub.stalled.is_set)
+    assert registry.installer.progress(MODEL, "v2") is not None
+    assert registry.installer.progress(MODEL, "main") is None
+    await registry.installer.uninstall_version(MODEL, "v2")
+    assert [version.version for version in registry.store.get(MODEL).versions] == ["main"]
+    assert registry.leftovers() == []
+    with pytest.raises(CurrentVersionProtected):
+        await registry.installer.uninstall_version(MODEL, "main")
 
 
 async def test_conversions_wait_for_one_another(tmp_path: Path, source: str) -> None:

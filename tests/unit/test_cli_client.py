@@ -337,7 +337,7 @@ def test_install_that_fails_carries_the_reason(
 
 @pytest.mark.parametrize(
     "asked",
-    [{"source_url": "file:///elsewhere"}, {"task_type": "txt2txt"}, {"version": "v9"}],
+    [{"source_url": "file:///elsewhere"}, {"task_type": "txt2txt"}],
     ids=str,
 )
 def test_install_from_elsewhere_than_before_is_a_conflict(
@@ -415,4 +415,7 @@ def test_both_clients_offer_the_same() -> None:
     assert offered(ModelMoraClient) == offered(AsyncModelMoraClient)
     assert ModelMoraClient.install.__doc__ == AsyncModelMoraClient.install.__doc__
     assert ModelMoraClient.list.__name__ == "list"
-    assert [*inspect.signature(ModelMoraClient("http://h").get).parameters] == ["model_id"]
+    assert [*inspect.signature(ModelMoraClient("http://h").delete).parameters] == [
+        "model_id",
+        "force",
+    ]

@@ -71,11 +71,35 @@ COMMANDS = [
     (["operations", "list"], OPERATION_ID, {"data", "pagination"}),
     (["operations", "show", OPERATION_ID], "took       1 min", {"id", "status"}),
     (["operations", "cancel", OPERATION_ID], "is cancelled", {"id", "status"}),
+    (["versions", MINILM], "main *", {"current_version", "data"}),
+    (["use", f"{MINILM}@v1"], "requests waited meanwhile", {"version", "switch"}),
+    (["upgrade", MINILM], "v1 is current, instead of main", {"version", "switch"}),
+    (["downgrade", f"{MINILM}@v1"], "v1 is current", {"version", "switch"}),
+    (["pin", MINILM], "is pinned to main", {"pinned", "version"}),
+    (["unpin", MINILM], "no longer pinned", {"pinned", "version"}),
+    (["outdated"], "main is at 0123456789ab", {"data"}),
+    (["remove-version", f"{MINILM}@v1"], "is removed", {"version", "removed"}),
     (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
     (["cache", "ls"], "abababababababab  86.7 MB  org--name/1, org--name/2", {"blobs", "bytes"}),
     (["cache", "prune"], "1 unused files and 1 broken-off downloads removed (1.6 kB)", {"blobs"}),
     (["cache", "verify"], "2 files (1.2 kB) verified, 0 damaged", {"damaged"}),
 ]
+
+
+@pytest.mark.parametrize("command", ["use", "downgrade", "remove-version"])
+def test_a_version_must_be_named(server: RestServer, modelmora: Any, command: str) -> None:
+    result = modelmora(command, MINILM)
+    assert result.code == exits.USAGE
+    assert f"{MINILM}@VERSION" in result.err
+    assert server.requests == []
+
+
+def test_a_newer_version_is_no_downgrade(server: RestServer, modelmora: Any) -> None:
+    path = f"{MODEL_PATH}/versions/v3"
+    server.set("GET", path, (200, rest.OLDER | {"version": "v3", "triton_version": 3}))
+    result = modelmora("downgrade", f"{MINILM}@v3")
+    assert result.code == exits.USAGE
+    assert "modelmora use" in result.err
 
 
 @pytest.mark.parametrize(

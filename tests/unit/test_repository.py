@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def served(repository: ModelRepository) -> list[int]:
 
 
 def version_tree(*versions: int) -> list[str]:
-    files = ("config.pbtxt", "manifest.json", "model.py", "sub/model.onnx")
+    compiled = f"__pycache__/model.{sys.implementation.cache_tag}.pyc"
+    files = (compiled, "config.pbtxt", "manifest.json", "model.py", "sub/model.onnx")
     return sorted(
         [f"{NAME}/{n}/{file}" for n in versions for file in files] + [f"{NAME}/config.pbtxt"]
     )

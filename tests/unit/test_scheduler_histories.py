@@ -1,12 +1,16 @@
 """Random histories of the scheduler: whatever happens in whatever order, its promises hold.
 
 Promises: the budget is never exceeded, no model with a lease is unloaded, one load at a time per
-model, no lease is lost, and when everything that can end has ended, nobody waits any more.
+model, two versions of it in memory only during a switch, no lease is lost, no request that names
+no version fails for a version that is not the current one, and when everything that can end has
+ended, nobody waits any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -23,18 +27,29 @@ from controlplane.registry.model import Servable, TaskType
 BUDGET = 100.0
 SLOTS = 4
 NEEDS = [20.0, 30.0, 30.0, 45.0, 60.0, 100.0]
+VERSIONS = (1, 2, 3)
+UNFIT = 3  # a version whose tensors differ from the others'
 
 
-def model(number: int) -> Servable:
+def model(number: int, version: int = 1, *, floating: bool = False) -> Servable:
     return Servable(
         model_id=f"org/m{number}",
-        version="main",
-        version_id=str(number),
+        version=f"v{version}",
+        version_id=f"{number}-{version}",
         task_type=TaskType.TXT2EMBED,
         triton_name=f"org--m{number}",
-        triton_version=1,
+        triton_version=version,
         need_mb=NEEDS[number],
+        floating=floating,
     )
+
+
+def label(servable: Servable) -> str:
+    return f"{servable.model_id}@{servable.triton_version}"
+
+
+def need(name: str) -> float:
+    return NEEDS[int(name[len("org/m")])]
 
 
 @dataclass(eq=False)
@@ -43,19 +58,24 @@ class Client:
 
     target: Servable
     done: asyncio.Event = field(default_factory=asyncio.Event)
-    holding: bool = False
+    leased: Servable | None = None
+    error: ModelMoraError | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def holding(self) -> bool:
+        return self.leased is not None
 
     async def run(self, scheduler: Scheduler, priority: int) -> None:
         deadline = asyncio.get_running_loop().time() + 3600
         try:
-            async with scheduler.lease(self.target, deadline=deadline, priority=priority):
-                self.holding = True
+            lease = scheduler.lease(self.target, deadline=deadline, priority=priority)
+            async with lease as self.leased:
                 await self.done.wait()
-        except ModelMoraError:
-            pass
+        except ModelMoraError as error:
+            self.error = error
         finally:
-            self.holding = False
+            self.leased = None
 
 
 @dataclass
@@ -72,7 +92,7 @@ class OpenEffects:
     violations: list[str] = field(default_factory=list)
 
     async def load(self, target: Servable, timeout: float) -> Loaded:
-        name = target.model_id
+        name = label(target)
         if name in self.loading or name in self.in_memory:
             self.violations.append(f"{name} is loaded twice")
         future = self.loading[name] = asyncio.get_running_loop().create_future()
@@ -89,8 +109,8 @@ class OpenEffects:
                 self.in_memory[name] = loaded.memory_mb or target.need_mb
 
     async def unload(self, target: Servable, timeout: float) -> None:
-        name = target.model_id
-        if any(client.holding and client.target == target for client in self.clients):
+        name = label(target)
+        if any(client.leased and client.leased.key == target.key for client in self.clients):
             self.violations.append(f"{name} is busy and is unloaded")
         future = self.unloading[name] = asyncio.get_running_loop().create_future()
         try:
@@ -102,6 +122,9 @@ class OpenEffects:
     def lose(self) -> None:
         """The server died: its memory is back at once."""
         self.in_memory.clear()
+
+    def fit_together(self, one: Servable, other: Servable) -> bool:
+        return UNFIT not in (one.triton_version, other.triton_version)
 
     def kill_server(self) -> bool:
         return False
@@ -121,6 +144,8 @@ class Histories(RuleBasedStateMachine):
             load_timeout=30.0,
         )
         self.server_up = True
+        self.current = dict.fromkeys(range(len(NEEDS)), 1)
+        self.switches: list[asyncio.Task[object]] = []
 
     def settle(self) -> None:
         async def turns() -> None:
@@ -128,7 +153,18 @@ class Histories(RuleBasedStateMachine):
                 await asyncio.sleep(0)
 
         self.loop.run_until_complete(turns())
+        for client in self.clients:
+            if client.error is not None and client.target.floating:
+                self._check_failure(client.target, client.error)
         self.clients[:] = [c for c in self.clients if c.task is not None and not c.task.done()]
+
+    def _check_failure(self, target: Servable, error: ModelMoraError) -> None:
+        """A switch that does not succeed is nothing that clients may notice."""
+        if isinstance(error, LoadFailed):
+            number = int(target.model_id[len("org/m") :])
+            failed = int(error.details["model_id"].rpartition("@")[2])
+            if failed != self.current[number]:
+                self.effects.violations.append(f"{label(target)} failed for version {failed}")
 
     def call(self, function: object, *args: object) -> None:
         async def inside() -> None:
@@ -137,15 +173,44 @@ class Histories(RuleBasedStateMachine):
         self.loop.run_until_complete(inside())
         self.settle()
 
-    @rule(number=st.integers(0, len(NEEDS) - 1), priority=st.integers(1, 4))
-    def request(self, number: int, priority: int) -> None:
+    @rule(
+        number=st.integers(0, len(NEEDS) - 1),
+        priority=st.integers(1, 4),
+        version=st.sampled_from([None, None, None, *VERSIONS]),
+    )
+    def request(self, number: int, priority: int, version: int | None) -> None:
+        floating = version is None
+        target = model(number, version or self.current[number], floating=floating)
+
         async def begin() -> None:
-            client = Client(model(number))
+            client = Client(target)
             client.task = asyncio.ensure_future(client.run(self.scheduler, priority))
             self.clients.append(client)
 
         self.loop.run_until_complete(begin())
         self.settle()
+
+    @rule(number=st.integers(0, len(NEEDS) - 1), version=st.sampled_from(VERSIONS))
+    def use(self, number: int, version: int) -> None:
+        async def switch() -> None:
+            with contextlib.suppress(ModelMoraError):
+                await self.scheduler.switch(
+                    lambda: model(number, self.current[number]),
+                    model(number, version),
+                    deadline=asyncio.get_running_loop().time() + 3600,
+                    commit=lambda: self.current.update({number: version}),
+                )
+
+        async def begin() -> None:
+            self.switches.append(asyncio.ensure_future(switch()))
+
+        self.loop.run_until_complete(begin())
+        self.settle()
+
+    @precondition(lambda self: any(not task.done() for task in self.switches))
+    @rule()
+    def give_up_a_switch(self) -> None:
+        self.call(next(task for task in self.switches if not task.done()).cancel)
 
     @precondition(lambda self: self.effects.loading)
     @rule(data=st.data(), fails=st.booleans())
@@ -155,7 +220,7 @@ class Histories(RuleBasedStateMachine):
         if fails:
             self.call(future.set_exception, LoadFailed(name, "so it is"))
         else:
-            size = NEEDS[int(name[-1])] * data.draw(st.sampled_from([0.5, 1.0]))
+            size = need(name) * data.draw(st.sampled_from([0.5, 1.0]))
             self.call(future.set_result, Loaded(size, None, 0.1, 1.0))
 
     @precondition(lambda self: self.effects.unloading)
@@ -217,8 +282,19 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def leases_are_those_of_the_clients(self) -> None:
         for resident in self.scheduler.residents():
-            held = [c for c in self.clients if c.holding and c.target.key == resident.servable.key]
+            key = resident.servable.key
+            held = [c for c in self.clients if c.leased is not None and c.leased.key == key]
             assert resident.leases == len(held)
+
+    @invariant()
+    def two_versions_are_in_memory_only_during_a_switch(self) -> None:
+        staying = Counter(
+            resident.servable.triton_name
+            for resident in self.scheduler.residents()
+            if resident.state in {ModelState.LOADING, ModelState.LOADED}
+        )
+        for name, count in staying.items():
+            assert count <= (2 if name in self.scheduler._switches else 1), name
 
     def teardown(self) -> None:
         if not self.server_up:
@@ -228,17 +304,21 @@ class Histories(RuleBasedStateMachine):
             for name in list(self.effects.loading):
                 self.call(
                     self.effects.loading[name].set_result,
-                    Loaded(NEEDS[int(name[-1])], None, 0.1, 1.0),
+                    Loaded(need(name), None, 0.1, 1.0),
                 )
             for name in list(self.effects.unloading):
                 self.call(self.effects.unloading[name].set_result, None)
             for client in list(self.clients):
                 if client.holding:
                     self.call(client.done.set)
-            if not self.clients:
+            self.settle()
+            if not self.clients and all(task.done() for task in self.switches):
                 break
         waiting = [client.target.model_id for client in self.clients]
         assert waiting == [], "somebody was forgotten"
+        assert all(task.done() for task in self.switches), "a switch was forgotten"
+        assert self.scheduler._switches == {}
+        assert self.effects.violations == []
         assert not any(r.leases or r.waiters for r in self.scheduler.residents())
         self._close()
 

@@ -21,6 +21,7 @@ from controlplane.gateway.rest import (
     models,
     operations,
     system,
+    versions,
 )
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
 from controlplane.gateway.rest.requests import JsonRequest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 API_ROUTES = [
     *models.ROUTES,
+    *versions.ROUTES,
     *operations.ROUTES,
     *catalog.ROUTES,
     *lifecycle.ROUTES,

@@ -13,6 +13,7 @@ from controlplane.gateway.rest.operation_schemas import OperationErrorBody, Oper
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import Id, Json, Request, Requirements, Version
 from controlplane.gateway.services import GivenServices
+from controlplane.lifecycle.versions import use_version
 from controlplane.registry.catalog_file import CatalogEntry
 from controlplane.registry.catalog_sync import SyncResult, sync
 
@@ -96,11 +97,19 @@ async def sync_catalog(
     It may be repeated: what is as wanted stays `unchanged`. Installations run on as operations. An
     entry that fails is in its result and keeps no other from being done.
     """
+
+    async def use(model_id: str, version: str) -> None:
+        timeout = services.settings.load_timeout
+        await use_version(
+            services.store, services.scheduler, model_id, version, load_timeout=timeout
+        )
+
     results = await sync(
         services.store,
         services.installer,
         [entry.to_domain() for entry in data.models],
         services.settings.data_dir,
+        use=use,
         dry_run=data.dry_run,
     )
     return CatalogSyncResponse(

@@ -21,8 +21,10 @@ from controlplane.gateway.rest.schemas import (
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
+from controlplane.registry.catalog import pick
 from controlplane.registry.model import Model, ModelId
 from controlplane.registry.registration import register
+from controlplane.registry.upgrades import ensure_version
 
 TAGS = ["Models"]
 _PATH = "/api/v1/models"
@@ -103,9 +105,16 @@ async def get_model(
     repo: FromPath[str],
     services: GivenServices,
     if_none_match: IfNoneMatch = None,
+    version: Annotated[
+        str | None, QueryParameter(description="Tell of this version, not of the current one.")
+    ] = None,
 ) -> Response[ModelResponse]:
     """One model, with the progress of its installation while that runs."""
     model = services.store.get(model_name(org, repo))
+    if version is not None:
+        shown = pick(model, version)
+        progress = services.installer.progress(model.model_id, shown.version)
+        return Response(ModelResponse.of(model, progress, shown))
     answer = _tagged(services, model)
     # Progress is no part of the tag: while there is some, the model is never "unchanged".
     progress = services.installer.progress(model.model_id)
@@ -190,10 +199,14 @@ async def download_model(
     """Start the installation; it runs on after this answer, which is the operation to watch it by.
 
     When one runs for this version already, it is that one; when the version is installed, the
-    operation that did it.
+    operation that did it. A version that is not registered is added beside the others; the
+    current one stays.
     """
     name = model_name(org, repo)
-    operation = services.installer.install(name, data.version if data else None)
+    wanted = data.version if data else None
+    if wanted is not None:
+        wanted = ensure_version(services.store, name, wanted).version
+    operation = services.installer.install(name, wanted)
     body = OperationResponse.of(operation)
     return Response(body, status_code=202, headers={"Location": body.links.self})
 

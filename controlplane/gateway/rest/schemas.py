@@ -12,7 +12,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.registry.metadata import FACTS
-from controlplane.registry.model import Model, ModelChange, NewModel, ResourceRequirements
+from controlplane.registry.model import (
+    Model,
+    ModelChange,
+    ModelVersion,
+    NewModel,
+    ResourceRequirements,
+)
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -137,7 +143,8 @@ class ProgressBody(msgspec.Struct, kw_only=True):
 
 
 class ModelResponse(msgspec.Struct, kw_only=True):
-    """A model; `status` and everything about its bytes are those of the current version."""
+    """A model; `status` and everything about its bytes are those of `version`, the current one
+    unless another was asked for."""
 
     id: str
     model_id: Id
@@ -154,6 +161,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     created_at: datetime
     updated_at: datetime
     version_number: int
+    pinned: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -175,8 +183,10 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     progress: ProgressBody | UnsetType = UNSET
 
     @classmethod
-    def of(cls, model: Model, progress: Progress | None = None) -> ModelResponse:
-        current = model.current
+    def of(
+        cls, model: Model, progress: Progress | None = None, shown: ModelVersion | None = None
+    ) -> ModelResponse:
+        current = shown or model.current
         needs = current.resource_requirements
         return cls(
             id=model.id,
@@ -192,7 +202,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             source_url=present(model.source_url),
             config=model.config,
             custom_params=model.custom_params,
-            resource_requirements=UNSET if needs is None else _without_nulls(needs),
+            resource_requirements=UNSET if needs is None else without_nulls(needs),
             revision=present(current.revision),
             checksum=present(current.checksum),
             artifact_uri=present(current.artifact_uri),
@@ -210,10 +220,12 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             created_at=model.created_at,
             updated_at=model.updated_at,
             version_number=model.version,
+            pinned=model.pinned,
         )
 
 
-def _without_nulls(value: msgspec.Struct) -> Json:
+def without_nulls(value: msgspec.Struct) -> Json:
+    """A struct's fields that have a value."""
     return {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
 
 
