@@ -30,6 +30,7 @@ _HEADER = (
     "# Another machine becomes equal to it with `modelmora sync`. Do not edit by hand.\n"
 )
 _MAX_BYTES = 64 * 2**20
+_MAX_DEPTH = 20
 # libyaml, where PyYAML was built with it, is ten times as fast.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -122,7 +123,7 @@ class _Reading:
             raise self._error("", f"is larger than {_MAX_BYTES // 2**20} MB")
         try:
             text = content.decode() if isinstance(content, bytes) else content
-            self._refuse_aliases(text)
+            self._refuse_bombs(text)
             root = yaml.compose(text, Loader=_Loader)
             value = None if root is None else self._value(root, "")
         except UnicodeDecodeError as error:
@@ -138,9 +139,14 @@ class _Reading:
             )
         return value
 
-    def _refuse_aliases(self, text: str) -> None:
+    def _refuse_bombs(self, text: str) -> None:
         # A few nested ones would make a file of a kilobyte into gigabytes.
+        depth = 0
         for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > _MAX_DEPTH:  # libyaml's time grows with its square
+                raise self._error("", f"line {_line(event)}: is nested too deeply")
             if isinstance(event, yaml.AliasEvent):
                 line = _line(event)
                 raise self._error("", f"line {line}: aliases (*{event.anchor}) are not taken")
