@@ -518,6 +518,7 @@ async def test_openapi_document(http):
     assert names == {
         *("org", "repo", "force"),
         *("task_type", "status", "search_text", "page", "page_size"),
+        "limit",
     }
     load = document["paths"]["/api/v1/models/{org}/{repo}/load"]["post"]
     assert load["requestBody"]["required"] is False
