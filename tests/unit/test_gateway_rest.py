@@ -531,6 +531,7 @@ async def test_openapi_document(http):
         *("task_type", "status", "search_text", "page", "page_size"),
         *("name", "environment", "version", "activity_id", "model", "upgrade", "prune"),
         *("operation_id", "model_id", "kind", "Last-Event-ID"),
+        "limit",
     }
     load = document["paths"]["/api/v1/models/{org}/{repo}/load"]["post"]
     assert load["requestBody"]["required"] is False
