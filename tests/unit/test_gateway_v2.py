@@ -314,7 +314,10 @@ def every_error():
 
 
 # Not told to clients, or rightly an internal error.
-INTERNAL = {"ExportFailed", "LoadFailed", "InferenceFailed", "StartupError", "SettingsError"}
+INTERNAL = {
+    *("ExportFailed", "LoadFailed", "InferenceFailed", "StartupError", "SettingsError"),
+    *("DatabaseDamaged", "DatabaseInUse"),
+}
 
 
 @pytest.mark.parametrize("error", sorted(set(every_error()), key=lambda e: e.__name__))

@@ -21,6 +21,7 @@ from controlplane.registry.files import Progress
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from tests.gateway import _http_server, make_ready
+from tests.locks import lock_services
 from tests.unit.test_gateway_rest import (
     EchoInference,
     InstantEffects,
@@ -42,10 +43,12 @@ async def services(tmp_path: Path) -> AsyncIterator[Services]:
     bus, db = EventBus(), open_db(settings.database)
     store = ModelStore(db, bus)
     scheduler = Scheduler(InstantEffects(), bus, budget_mb=500, max_models=3, load_timeout=10)
+    installer = RecordingInstaller(store)
     yield Services(
         settings=settings,
         store=store,
-        installer=RecordingInstaller(store),
+        installer=installer,
+        **lock_services(store, db, bus, installer, tmp_path),
         scheduler=scheduler,
         inference=EchoInference(),
         server=StillServer(),
