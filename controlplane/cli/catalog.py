@@ -102,6 +102,11 @@ def plan(client: ModelMoraClient, out: Output, path: str | None) -> None:
     Example:
       modelmora catalog plan
     """
+    show_plan(client, out, path)
+
+
+def show_plan(client: ModelMoraClient, out: Output, path: str | None = None) -> None:
+    """What installing the file's models would do. Raises as `install_listed`."""
     _, entries = _entries(path)
     planned = client.sync_catalog(_bodies(entries), dry_run=True)
     out.result(planned, _report)
@@ -120,6 +125,18 @@ def sync(client: ModelMoraClient, out: Output, path: str | None, no_wait: bool) 
     \b
     Example:
       modelmora catalog sync --file deploy/modelmora.yaml
+    """
+    install_listed(client, out, path, no_wait=no_wait)
+
+
+def install_listed(
+    client: ModelMoraClient, out: Output, path: str | None = None, *, no_wait: bool = False
+) -> None:
+    """Register and install what the file lists; None takes ./modelmora.yaml.
+
+    Raises:
+        SettingsError, click.UsageError: the file is wrong, missing or lists nothing.
+        click.exceptions.Exit: a model failed.
     """
     _, entries = _entries(path)
     bodies = _bodies(entries)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import exits
+from controlplane.cli import catalog, exits
 from controlplane.cli.base import client_command
 from controlplane.cli.locks import DEFAULT_FILE, read_lock
 from controlplane.cli.output import Block, Output, Table
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from controlplane.client_lock_types import Drift, LockAction, LockActivity, LockComparison
 
 _MB = 1024 * 1024
+CONFIG_FILE = "modelmora.yaml"
 
 _file_option = click.option(
     "--file", default=DEFAULT_FILE, show_default=True, metavar="FILE", help="The lock's file."
@@ -46,12 +47,18 @@ def sync(
 ) -> None:
     """Make this machine equal a lock: install, switch versions, verify every file.
 
+    Without a lock file, install the models that modelmora.yaml lists.
+
     \b
     Example:
       modelmora sync
       modelmora sync --file modelmora.lock --frozen
       modelmora sync --name default --dry-run --prune
     """
+    if name is None and not frozen and not Path(file).exists() and Path(CONFIG_FILE).exists():
+        out.note(f"There is no {file}; installing what {CONFIG_FILE} lists.")
+        (catalog.show_plan if dry_run else catalog.install_listed)(client, out)
+        return
     text, name_in_file = _lock_text(client, file, name)
     found = client.compare_lock(text, prune=prune)
     refused = [a for a in found.actions if a.kind == "conflict" or frozen]

@@ -168,6 +168,18 @@ def test_sync_waits_and_reports(listed: RestServer, capsys: pytest.CaptureFixtur
     assert sent == {"models": [entry], "dry_run": False}
 
 
+def test_plain_sync_without_a_lock_installs_what_the_file_lists(
+    listed: RestServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed.set("POST", "/api/v1/catalog/sync", answers(result("use", status="done")))
+    assert run(["sync"]) == 0
+    captured = capsys.readouterr()
+    assert "installing what modelmora.yaml lists" in captured.err
+    assert f"{MINILM}  main     use   done" in captured.out
+    assert run(["sync", "--dry-run"]) == 0
+    assert [request.body["dry_run"] for request in listed.requests] == [False, True]
+
+
 def test_sync_makes_versions_current_when_they_are_ready(
     listed: RestServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
