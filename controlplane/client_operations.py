@@ -430,6 +430,8 @@ def install(
         version: branch, tag or commit; None takes the current version, `main` for a new model. A
             further version is installed beside the others; the current one stays (see `use`).
         task_type: None has the server read it from the model's files.
+        source_url: `file:///…` as the server sees it, `https://…` or `s3://…`; None takes the hub.
+        on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
 
     Raises:
@@ -447,7 +449,7 @@ def install(
     if not operation.finished:
         left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
         operation = yield from follow_operation(operation.id, tell, left)
-    model = yield from get(model_id)
+    model = yield from get(model_id, version)
     if operation.status != "succeeded":
         raise InstallFailed(model, operation.error.message if operation.error else None)
     if on_progress is not None:

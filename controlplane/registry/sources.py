@@ -91,6 +91,8 @@ def fetch(
     earlier = received_before(destination, stop)
     if checksum is not None and earlier is not None and earlier.checksum == checksum:
         return earlier
+    if checksum is not None:
+        earlier = None  # not what is wanted, even if the hub says that it is the same commit
     try:
         with reporting_full_disk(destination, lambda: intake.total):
             intake.begin()

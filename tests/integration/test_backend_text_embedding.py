@@ -220,6 +220,7 @@ async def test_padding_on_the_left_prompts_and_normalize(
 async def test_the_stub_imports_no_framework(server: Server, minilm_artefact: Path) -> None:
     folder = server.publish(MINILM, minilm_artefact)
     (folder / "model.py").write_text(TELLING_MODEL_PY)
+    shutil.rmtree(folder / "__pycache__")  # it was compiled when it was published
     await server.load(MINILM)
     with pytest.raises(ModelFailed, match="imported: ") as told:
         await server.embed(MINILM, "hello")

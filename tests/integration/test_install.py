@@ -93,7 +93,7 @@ class Registry:
         """Files below the home that belong to no installed model; the cache may keep some."""
         files = [path for path in self.home.rglob("*") if path.is_file()]
         names = [str(path.relative_to(self.home)) for path in files]
-        ours = ("data/modelmora.db", "data/cache/")
+        ours = ("data/modelmora.db", "data/cache/", "data/recovered.json")
         return sorted(name for name in names if not name.startswith(ours))
 
     def blobs(self) -> list[str]:

@@ -104,6 +104,8 @@ async def served(registry: Registry) -> AsyncIterator[str]:
             server=nothing,
             client=nothing,
             bus=nothing,
+            locking=nothing,
+            lock_activities=nothing,
             render_metrics=nothing,
             started_at=time.monotonic(),
             version="0",

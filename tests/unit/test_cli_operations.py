@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,10 @@ def interrupted_on_a_terminal(server: RestServer, reply: Callable[[int], None]) 
     os.kill(process, signal.SIGINT)
     shown, replied = b"", False
     while True:
+        if not replied and not select.select([terminal], [], [], 10)[0]:
+            # Python drops an interrupt that arrives in a destructor; people press again.
+            os.kill(process, signal.SIGINT)
+            continue
         try:
             shown += os.read(terminal, 65536)
         except OSError:  # the other end is closed
