@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -248,6 +249,7 @@ def test_a_server_that_is_killed_in_a_sync_goes_on_with_the_next(
     second = machines[1]
     two = Shell(second)
     two("uninstall", OTHER, "--force")
+    shutil.rmtree(second.data_dir / "cache")  # else nothing would have to be downloaded
     hub.stall("org/other/resolve", after=10)
     syncing = subprocess.Popen(
         [sys.executable, "-m", "controlplane", "sync", "--url", second.url],
@@ -260,6 +262,6 @@ def test_a_server_that_is_killed_in_a_sync_goes_on_with_the_next(
     second.kill()
     assert syncing.wait(60) != 0
     second.start()
-    assert two.json("info", OTHER)["status"] == "failed"
+    assert two.json("info", OTHER)["status"] != "failed"  # the server resumes it by itself
     assert two.json("sync")["state"] == "succeeded"
     two("sync", "--frozen")
