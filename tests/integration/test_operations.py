@@ -30,6 +30,7 @@ from tests.integration.test_install import (
     HANGS,
     MODEL,
     Registry,
+    _others,  # noqa: F401 a fixture for every test
     _step,
     converters,
     script,

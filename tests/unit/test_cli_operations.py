@@ -6,7 +6,9 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,12 +26,13 @@ from tests.rest_server import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 RUNNING = rest.operation(
     "running", phase="downloading", fraction=0.25, message="w: 1.0 of 4.0 MB", rate=2.0 * 2**20
 )
+CTRL_C = b"\x03"
 FAILED = rest.operation("failed", error={"code": "EXPORT_FAILED", "message": "Too odd."})
 
 
@@ -109,23 +112,45 @@ def test_what_has_ended_cannot_be_cancelled(
 # -- Ctrl-C on a terminal ------------------------------------------------------------------------
 
 
-def interrupted_on_a_terminal(server: RestServer, reply: Callable[[int], None]) -> tuple[int, str]:
+def interrupted_on_a_terminal(server: RestServer, reply: bytes) -> tuple[int, str]:
     """Run an install on a terminal, press Ctrl-C, and reply to the question that comes."""
     server.set("GET", MODEL_PATH, (200, rest.model("exporting")))
     server.set("POST", f"{MODEL_PATH}/download", (202, RUNNING))
     server.set("GET", f"{OPERATION_PATH}/events", (404, rest.error("NOT_FOUND", "None.")))
     server.set("GET", OPERATION_PATH, (200, RUNNING))
     server.set("GET", OPERATIONS_PATH, (200, rest.page(RUNNING)))
-    process, terminal = pty.fork()
-    if process == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "controlplane", "install", MINILM])
-    server.wait_for("GET", OPERATION_PATH)
-    os.kill(process, signal.SIGINT)
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "controlplane", "install", MINILM],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    try:
+        server.wait_for("GET", OPERATION_PATH)
+        shown = _conversation(process, terminal, reply)
+        return process.wait(20), shown
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+
+
+def _conversation(process: subprocess.Popen[bytes], terminal: int, reply: bytes) -> str:
+    """Press Ctrl-C, answer once, and read until the process has ended."""
     shown, replied = b"", False
-    while True:
-        if not replied and not select.select([terminal], [], [], 10)[0]:
-            # Python drops an interrupt that arrives in a destructor; people press again.
-            os.kill(process, signal.SIGINT)
+    pressed = 0.0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        # Python drops an interrupt that arrives in a destructor; people press again.
+        if not replied and time.monotonic() > pressed + 10:
+            pressed = time.monotonic()
+            process.send_signal(signal.SIGINT)
+        if not select.select([terminal], [], [], 0.2)[0]:
+            if process.poll() is not None:
+                break
             continue
         try:
             shown += os.read(terminal, 65536)
@@ -133,19 +158,19 @@ def interrupted_on_a_terminal(server: RestServer, reply: Callable[[int], None]) 
             break
         if not replied and b"[y/N]" in shown:
             replied = True
-            reply(terminal)
-    _, status = os.waitpid(process, 0)
-    os.close(terminal)
-    return os.waitstatus_to_exitcode(status), shown.decode()
+            if reply == CTRL_C:
+                process.send_signal(signal.SIGINT)
+            else:
+                os.write(terminal, reply)
+    return shown.decode()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-@pytest.mark.parametrize(("reply", "cancels"), [(b"y\n", True), (b"\n", False), (b"\x03", False)])
+@pytest.mark.parametrize(("reply", "cancels"), [(b"y\n", True), (b"\n", False), (CTRL_C, False)])
 def test_ctrl_c_asks_whether_to_cancel(
     server: RestServer, monkeypatch: pytest.MonkeyPatch, reply: bytes, cancels: bool
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-    code, shown = interrupted_on_a_terminal(server, lambda terminal: os.write(terminal, reply))
+    code, shown = interrupted_on_a_terminal(server, reply)
     assert code == exits.INTERRUPTED
     assert ("DELETE" in [request.method for request in server.requests]) == cancels
     assert ("The installation is cancelled." in shown) == cancels
