@@ -140,14 +140,22 @@ def interrupted_on_a_terminal(server: RestServer, reply: bytes) -> tuple[int, st
 
 def _conversation(process: subprocess.Popen[bytes], terminal: int, reply: bytes) -> str:
     """Press Ctrl-C, answer once, and read until the process has ended."""
-    shown, replied = b"", False
-    pressed = 0.0
+    shown, asked = b"", False
+    pressed = answered = 0.0
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
+        now = time.monotonic()
         # Python drops an interrupt that arrives in a destructor; people press again.
-        if not replied and time.monotonic() > pressed + 10:
-            pressed = time.monotonic()
+        if not asked and now > pressed + 10:
+            pressed = now
             process.send_signal(signal.SIGINT)
+        # What is typed before the question waits for it is thrown away; people type again.
+        if asked and now > answered + 2:
+            answered = now
+            if reply == CTRL_C:
+                process.send_signal(signal.SIGINT)
+            else:
+                os.write(terminal, reply)
         if not select.select([terminal], [], [], 0.2)[0]:
             if process.poll() is not None:
                 break
@@ -156,12 +164,7 @@ def _conversation(process: subprocess.Popen[bytes], terminal: int, reply: bytes)
             shown += os.read(terminal, 65536)
         except OSError:  # the other end is closed
             break
-        if not replied and b"[y/N]" in shown:
-            replied = True
-            if reply == CTRL_C:
-                process.send_signal(signal.SIGINT)
-            else:
-                os.write(terminal, reply)
+        asked = asked or b"[y/N]" in shown
     return shown.decode()
 
 
