@@ -35,7 +35,7 @@ _BLOB = re.compile(r"/lfs/([0-9a-f]{64})")
 
 @dataclass
 class Fault:
-    """What happens to one answer. `kind`: status, truncate, corrupt, stall or drop."""
+    """What happens to one answer. `kind`: status, truncate, corrupt, stall, pause or drop."""
 
     kind: str
     status: int = 500
@@ -70,6 +70,7 @@ class LocalHub:
         self._info: dict[str, dict[str, Any]] = defaultdict(dict)
         self._faults: dict[str, list[Fault]] = defaultdict(list)
         self._released = threading.Event()
+        self._continued = threading.Event()
         self._lock = threading.Lock()
 
     # -- content ---------------------------------------------------------------------------------
@@ -132,6 +133,14 @@ class LocalHub:
         """Send so many bytes, then nothing until the hub stops; `stalled` is set meanwhile."""
         self._faults[path] += [Fault("stall", after=after)] * times
 
+    def pause(self, path: str, *, after: int = 0) -> None:
+        """Send so many bytes of the next such file, the others after `go_on`."""
+        self._faults[path] += [Fault("pause", after=after)]
+
+    def go_on(self) -> None:
+        """End every pause."""
+        self._continued.set()
+
     def asked(self, part: str) -> int:
         """How many requests had this in their path."""
         return sum(part in path for _, path, _ in self.requests)
@@ -153,6 +162,7 @@ class LocalHub:
 
     def __exit__(self, *exc: object) -> None:
         self._released.set()
+        self.go_on()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -163,6 +173,10 @@ class LocalHub:
                 if part in path and faults:
                     return faults.pop(0)
         return None
+
+    def wait_to_go_on(self) -> None:
+        """Wait for the end of a pause."""
+        self._continued.wait(timeout=120)
 
     def hold(self) -> None:
         """Wait until the hub stops."""
@@ -316,6 +330,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.owner.hold()
             return
         try:
+            if fault is not None and fault.kind == "pause":
+                self.wfile.write(part[: fault.after])
+                part = part[fault.after :]
+                self.owner.wait_to_go_on()
             self.wfile.write(part)
         except (BrokenPipeError, ConnectionResetError):  # the client was cancelled
             return

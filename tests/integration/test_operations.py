@@ -148,10 +148,16 @@ async def test_install_is_followed_through_both_phases_to_its_end(
         served(registry) as url,
         AsyncModelMoraClient(url) as client,
     ):
-        seen: list[Any] = []
-        model = await client.install(MODEL, task_type="txt2embed", on_progress=seen.append)
+        hub.pause("model.safetensors")  # or the download might be over before anybody looks
+        phases: list[str] = []
+
+        def on_progress(progress: Any) -> None:
+            phases.append(progress.phase)
+            if progress.phase == "downloading":
+                hub.go_on()
+
+        model = await client.install(MODEL, task_type="txt2embed", on_progress=on_progress)
         assert model.status == "ready"
-        phases = [progress.phase for progress in seen]
         assert phases[-1] == "ready"
         assert {"downloading", "exporting"} <= set(phases)
         (operation,) = (await client.list_operations(model_id=MODEL)).data
