@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from controlplane.registry.model import Servable
 
 Key = tuple[str, int]
-_DEFAULT_POLICY = ModelPolicy()
+DEFAULT_POLICY = ModelPolicy()
 
 
 class Ledger:
@@ -54,7 +54,7 @@ class Ledger:
 
     def apply_policy(self, resident: Resident) -> None:
         """Have a resident follow its model's policy."""
-        policy = self.policies.get(resident.model_id, _DEFAULT_POLICY)
+        policy = self.policies.get(resident.model_id, DEFAULT_POLICY)
         resident.keep_loaded, resident.idle_ttl = policy.keep_loaded, policy.idle_ttl
 
     def prune(self) -> None:

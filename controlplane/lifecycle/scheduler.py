@@ -43,7 +43,7 @@ from controlplane.errors import (
 from controlplane.lifecycle import memory
 from controlplane.lifecycle.decisions import Decisions
 from controlplane.lifecycle.lease import Lease
-from controlplane.lifecycle.ledger import Key, Ledger
+from controlplane.lifecycle.ledger import DEFAULT_POLICY, Key, Ledger
 from controlplane.lifecycle.policy import Residency
 from controlplane.lifecycle.resident import Resident, ResidentView, Waiter, view
 from controlplane.lifecycle.state import ModelState
@@ -347,6 +347,10 @@ class Scheduler:
             if resident.model_id == model_id:
                 self._ledger.apply_policy(resident)
         self._decide()
+
+    def policy_of(self, model_id: str) -> ModelPolicy:
+        """The policy that a model follows."""
+        return self._ledger.policies.get(model_id, DEFAULT_POLICY)
 
     def want(self, servable: Servable) -> None:
         """Have a model loaded when there is room, though nobody waits for it.
