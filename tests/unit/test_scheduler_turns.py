@@ -143,6 +143,9 @@ def test_a_model_that_yields_serves_on_when_nobody_waits_any_more() -> None:
         assert world.waits["org/a"] == [1.0], "it yields, and takes no new requests"
         with pytest.raises(InsufficientMemory):
             await impatient
+        shown = world.scheduler.view("org/a")
+        assert shown is not None
+        assert not shown.yielding
         await asyncio.gather(hold, late)
         return world
 
