@@ -24,7 +24,6 @@ from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.registry.model import Servable, TaskType
 
-
 # For the rules that are older than turns (rule 9): idle models leave at once, busy ones never.
 NO_TURNS = Residency(shortest_turn=0.0, longest_turn=0.0, patience=1e6)
 

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -24,12 +25,14 @@ from controlplane import events
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.policy import ModelPolicy
-from controlplane.lifecycle.resident import Resident
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.transitions import DRAIN_TIMEOUT
 from controlplane.registry.model import Servable, TaskType
 from tests.virtual_time import VirtualTimeLoop, end_tasks
+
+if TYPE_CHECKING:
+    from controlplane.lifecycle.resident import Resident
 
 BUDGET = 100.0
 SLOTS = 4

@@ -1,4 +1,4 @@
-"""Rule 9: models take turns with memory. Simulated: loads take their time, on a clock of its own."""
+"""Rule 9: models take turns with memory. Simulated on a clock of its own: loads take their time."""
 
 from __future__ import annotations
 
