@@ -141,8 +141,8 @@ class Scheduler:
                 resident.drained.set_result(None)
             if resident.idle_ttl == 0 and resident.candidate().evictable:
                 self._transitions.begin_unload(resident, "idle_ttl")
-            elif self._decisions.blocked:  # else it can let nobody in; this is the way of requests
-                self._decide()
+            else:
+                self._decisions.model_is_idle(resident)
 
     async def wait_until_loaded(
         self, servable: Servable, deadline: float, priority: int, *, takes_lease: bool = True

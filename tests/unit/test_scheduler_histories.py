@@ -179,7 +179,8 @@ class Histories(RuleBasedStateMachine):
         begin = transitions.begin_unload
 
         def watched(resident: Resident, reason: str) -> None:
-            if reason in EVICTIONS and (resident.leases or resident.stays):
+            stays = resident.keep_loaded or resident.switching
+            if reason in EVICTIONS and (resident.leases or stays):
                 self.effects.violations.append(f"{label(resident.servable)}: {reason}")
             self.effects.leaving_since[label(resident.servable)] = self.loop.time()
             begin(resident, reason)
