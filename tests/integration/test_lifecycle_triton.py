@@ -207,7 +207,7 @@ async def test_a_suspected_model_is_probed_at_once(world: World) -> None:
     world.monitor.suspect(target)
     for _ in range(3):  # a failed check is repeated with every look
         await world.monitor.tick()
-    await until(lambda: world.scheduler.view(target.model_id) is None)
+    await until(lambda: any(isinstance(e, events.ModelUnloaded) for e in world.told))
 
 
 async def test_strays_of_ours_are_unloaded_and_others_left_alone(
