@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import yaml
 
+from controlplane.cgroups import memory_groups
 from controlplane.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,14 +31,9 @@ _MB = 1024 * 1024
 
 
 def machine_memory_mb() -> int:
-    """Memory this process may use, in MB: the machine's, or the cgroup's limit where lower."""
-    limits = [psutil.virtual_memory().total]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # absent, or the word "max"
-            continue
-    return min(limits) // _MB
+    """Memory this process may use, in MB: the machine's, or a control group's limit if lower."""
+    limits = (group.limit for group in memory_groups())
+    return min([psutil.virtual_memory().total, *limits]) // _MB
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
