@@ -73,7 +73,7 @@ def _lines(path: Path) -> list[str]:
 
 def _hierarchy(mount: str) -> _Hierarchy | None:
     """Which figures a mount holds; None for anything but control groups of memory."""
-    kind, _, options = (mount.partition(" - ")[2].split(" ", 2) + ["", ""])[:3]
+    kind, _, options = [*mount.partition(" - ")[2].split(" ", 2), "", ""][:3]
     if kind == "cgroup2":
         return _V2
     return _V1 if kind == "cgroup" and "memory" in options.split(",") else None

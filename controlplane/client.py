@@ -19,8 +19,8 @@ import httpx
 import msgspec
 
 from controlplane import client_lock_operations as lock_operations
+from controlplane import client_memory, client_versions
 from controlplane import client_operations as operations
-from controlplane import client_versions
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_sse import Listen
 from controlplane.client_types import (
@@ -263,6 +263,7 @@ class ModelMoraClient:
     pin = _sync(client_versions.pin)
     unpin = _sync(client_versions.unpin)
     outdated = _sync(client_versions.outdated)
+    memory = _sync(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -365,6 +366,7 @@ class AsyncModelMoraClient:
     pin = _async(client_versions.pin)
     unpin = _async(client_versions.unpin)
     outdated = _async(client_versions.outdated)
+    memory = _async(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

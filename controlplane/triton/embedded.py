@@ -147,12 +147,23 @@ class EmbeddedTriton:
         await self._tear_down()
         self._state = "stopped"
 
+    def abort(self) -> None:
+        """Kill the server and its stubs, clear their shared memory: this process is about to end."""
+        if self._prefix:
+            processes.kill_all(processes.find_marked(self._prefix))
+            processes.sweep_shared_memory(self._prefix)
+
     def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:
         """Processes that run that model version."""
         if self.pid is None:
             return []
         found = processes.stubs_of(self.pid, triton_name, triton_version)
         return [stub.pid for stub in found]
+
+    def stubs(self) -> dict[tuple[str, int], list[int]]:
+        """All processes of models, by name and version."""
+        found = processes.stubs(self.pid) if self.pid is not None else {}
+        return {key: [stub.pid for stub in mine] for key, mine in found.items()}
 
     def kill_stubs(self, triton_name: str, triton_version: int) -> int:
         """Kill that version's processes; a load that hangs in one of them fails within seconds."""

@@ -453,8 +453,15 @@ async def test_external_server_is_watched(tmp_path: Path) -> None:
     assert external.state == "stopped"
 
 
-async def test_external_server_that_is_not_there() -> None:
-    external = ExternalTriton("127.0.0.1:1", start_timeout=0.1)
-    with pytest.raises(StartupError, match="No Triton server answers"):
-        await external.start()
-    assert external.state == "stopped"
+async def test_external_server_that_comes_later(own: Own) -> None:
+    seen: list[str] = []
+    grpc_url = own.server.endpoints.grpc_url
+    await own.server.stop()
+    external = ExternalTriton(grpc_url, start_timeout=0.1, poll_seconds=0.1)
+    external.on_lost.append(lambda: seen.append(external.state))
+    external.on_restored.append(lambda: seen.append(external.state))
+    await external.start()
+    assert external.state == "lost"
+    await own.server.start()
+    await eventually(lambda: seen == ["ready"])
+    await external.stop()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 MB = 1024 * 1024
 V2_MOUNT = "30 23 0:26 {mounted} {top} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "35 31 0:32 {mounted} {top} rw,relatime - cgroup cgroup rw,memory"
-OTHER = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n22 1 8:1 / / rw - ext4 /dev/root rw"
+OTHER = """32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+22 1 8:1 / / rw - ext4 /dev/root rw"""
 
 
 class Machine:
