@@ -13,6 +13,7 @@ import structlog
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle import health, memory
 from controlplane.lifecycle.growth import ServerGrowth
+from controlplane.lifecycle.unloading import Key, Unloading
 from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Triton says "unloaded" before the stub process has ended (triton-facts: about 1 s). One that takes
-# longer than this hangs, or computes an answer that nobody waits for any more, and is killed.
-PROCESS_END_TIMEOUT = 15.0
-KILLED_TIMEOUT = 5.0
 STRAY_TIMEOUT = 60.0
 # Part of one processor that a process must have used meanwhile to count as computing.
 COMPUTING_SHARE = 0.05
@@ -80,7 +77,8 @@ class TritonEffects:
         self._gpus = gpus
         self._on_load = on_load
         self._growth = ServerGrowth(server, gpus)
-        self.probes: Counter[tuple[str, int]] = Counter()
+        self.probes: Counter[Key] = Counter()
+        self._unloading = Unloading(client, server, repository)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def fit_together(self, one: Servable, other: Servable) -> bool:
@@ -114,6 +112,7 @@ class TritonEffects:
             beside = await self._client.ready_versions(name) - {number}
             config = self._repository.load_config(name, number, *sorted(beside))
             await self._client.load(name, config, timeout=timeout)
+            self._unloading.note_process(servable.key)
             response_time_ms = await self.probe(servable)
         except TritonTimeout as error:
             # A stub that cannot start leaves Triton's load hanging for ever (server#6536).
@@ -148,17 +147,8 @@ class TritonEffects:
             await self._unload(*servable.key, timeout)
 
     async def _unload(self, name: str, number: int, timeout: float) -> None:
-        pids = self._server.stub_pids(name, number)
         self._growth.disturb()
-        try:
-            if rest := sorted(await self._client.ready_versions(name) - {number}):
-                config = self._repository.load_config(name, *rest)
-                await self._client.unload_version(name, number, config, timeout=timeout)
-            else:
-                await self._client.unload(name, timeout=timeout)
-        except (TritonError, OSError, ValueError) as error:
-            raise ServiceUnavailable(f"Triton did not unload {name}: {error}") from error
-        await self._wait_until_ended(name, number, pids)
+        await self._unloading.unload(name, number, timeout)
 
     async def unload_stray(self, name: str, number: int, is_stray: Callable[[], bool]) -> bool:
         """Unload a version that somebody else has loaded; False when it is wanted by now.
@@ -211,7 +201,7 @@ class TritonEffects:
         roots = {servable.key: pids}
         return (await asyncio.to_thread(memory.usage_of, roots, self._gpus)).get(servable.key)
 
-    async def measure_all(self) -> dict[tuple[str, int], MemoryUsage]:
+    async def measure_all(self) -> dict[Key, MemoryUsage]:
         """Memory of all models that have processes of their own, by Triton name and version."""
         return await asyncio.to_thread(lambda: memory.usage_of(self._server.stubs(), self._gpus))
 
@@ -257,23 +247,6 @@ class TritonEffects:
                 model_id=servable.model_id,
                 reason=str(error),
             )
-
-    async def _wait_until_ended(self, name: str, number: int, pids: list[int]) -> None:
-        if await _ended(pids, PROCESS_END_TIMEOUT):
-            return
-        log.warning("a model's process outlives its unload and is killed", model=name, pids=pids)
-        self._server.kill_stubs(name, number)
-        if not await _ended(pids, KILLED_TIMEOUT):
-            raise ServiceUnavailable(f"A process of {name} does not end: {pids}")
-
-
-async def _ended(pids: list[int], timeout: float) -> bool:
-    deadline = time.monotonic() + timeout
-    while any(memory.alive(pid) for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.02)
-    return True
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,7 @@ from controlplane.lifecycle import health
 from controlplane.lifecycle.deaths import ProcessWatch
 from controlplane.lifecycle.effects import NoAnswer
 from controlplane.lifecycle.state import ModelState
-from controlplane.triton.failures import TritonError
+from controlplane.triton.failures import StubUnhealthy, TritonError
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.effects import TritonEffects
@@ -156,7 +156,7 @@ class Monitor:
                 status = health.after_busy(resident.health, events.utc_now())
             else:
                 status = health.after_failure(resident.health, events.utc_now(), str(error))
-                hangs = isinstance(error, NoAnswer)
+                hangs = isinstance(error, NoAnswer | StubUnhealthy)
         else:
             self._busy_since.pop(resident, None)
             status = health.after_success(events.utc_now(), response_time_ms)

@@ -148,7 +148,7 @@ class EmbeddedTriton:
         self._state = "stopped"
 
     def abort(self) -> None:
-        """Kill the server and its stubs, clear their shared memory: this process is about to end."""
+        """Kill the server and its stubs, clear their memory files: this process is about to end."""
         if self._prefix:
             processes.kill_all(processes.find_marked(self._prefix))
             processes.sweep_shared_memory(self._prefix)
