@@ -117,7 +117,7 @@ class Application:
         client = TritonClient(server.endpoints)
         self._exit.push_async_callback(client.close)
         self._exit.push_async_callback(installer.close)
-        lifecycle = Lifecycle(settings, store, repository, server, client, bus)
+        self._lifecycle = lifecycle = Lifecycle(settings, store, repository, server, client, bus)
         scheduler, monitor = lifecycle.scheduler, lifecycle.monitor
         await lifecycle.start()
         self._exit.push_async_callback(lifecycle.stop)
@@ -303,6 +303,7 @@ class Application:
                     log.info("preloaded", model_id=servable.model_id)
             except ModelMoraError as error:  # it must not stop the service (domain §3.8)
                 log.warning("preload failed", model=name, reason=error.message)
+        self._lifecycle.keeping.bring_all()
 
 
 class _HttpServer(uvicorn.Server):

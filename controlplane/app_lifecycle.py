@@ -9,11 +9,13 @@ import structlog
 
 from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.gpu import find_gpus
+from controlplane.lifecycle.keeping import Keeping
 from controlplane.lifecycle.memory_log import MemoryLog
 from controlplane.lifecycle.monitor import Monitor
 from controlplane.lifecycle.reconcile import Reconciler
 from controlplane.lifecycle.sampler import Sampler
 from controlplane.lifecycle.scheduler import Scheduler
+from controlplane.registry.keeping import MemoryLimits
 from controlplane.settings import machine_memory_mb
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Lifecycle:
             load_timeout=settings.load_timeout,
             record_memory=lambda servable, mb: store.record_memory(servable.version_id, mb),
         )
+        store.memory_limits = MemoryLimits(settings.memory_budget_mb, settings.max_models)
+        self.keeping = Keeping(store, self.scheduler, bus)
         sampler = Sampler(
             self.scheduler,
             effects,

@@ -17,6 +17,7 @@ from controlplane.errors import ModelMoraError
 from controlplane.lifecycle import health
 from controlplane.lifecycle.deaths import ProcessWatch
 from controlplane.lifecycle.effects import NoAnswer
+from controlplane.lifecycle.policy import idle_limit
 from controlplane.lifecycle.state import ModelState
 from controlplane.triton.failures import StubUnhealthy, TritonError
 
@@ -114,7 +115,8 @@ class Monitor:
                 self._scheduler.declare_unhealthy(resident, "its process has died")
                 return
             self._scheduler.process_replaced(resident, successor)
-        if self._idle_ttl is not None and now - resident.last_used > self._idle_ttl:
+        limit = idle_limit(resident.idle_ttl, self._idle_ttl)
+        if limit is not None and now - resident.last_used > limit:
             self._scheduler.unload_idle(resident)
             return
         if self._check_is_due(resident, now):

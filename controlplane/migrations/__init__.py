@@ -15,6 +15,7 @@ from controlplane.migrations import (
     m0005_pinned,
     m0007_current_status,
     m0008_memory_history,
+    m0009_model_policy,
 )
 
 if TYPE_CHECKING:
@@ -29,4 +30,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0005_pinned,
     m0007_current_status,
     m0008_memory_history,
+    m0009_model_policy,
 )
