@@ -201,6 +201,17 @@ async def test_hanging_server_is_killed_and_restarted(own: Own) -> None:
     await eventually(lambda: own.seen == ["lost", "restored"])
 
 
+async def test_requests_wait_from_the_moment_on_that_somebody_stops_the_server(own: Own) -> None:
+    states: list[Any] = []
+    own.server.on_lost.append(lambda: states.append((own.server.state, own.server.pid)))
+    pid = own.server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    await eventually(lambda: own.seen == ["lost", "restored"])
+    assert states == [("lost", pid)]  # told before it had ended
+    assert own.server.pid not in (None, pid)
+
+
 async def test_dead_stub_fails_requests_and_leaves_nothing_at_stop(own: Own) -> None:
     name = await own.load_echo()
     assert own.server.kill_stubs(name, 1) == 1
