@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,6 +12,7 @@ import structlog
 
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle import health, memory
+from controlplane.lifecycle.elsewhere import Probes
 from controlplane.lifecycle.growth import ServerGrowth
 from controlplane.lifecycle.unloading import Key, Unloading
 from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
@@ -54,7 +55,7 @@ class TritonEffects:
     model, so each call says which versions are to be there afterwards; one such call at a time.
 
     Attributes:
-        probes: test inferences begun, by Triton name and version.
+        probes: counts the test inferences.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class TritonEffects:
         self._gpus = gpus
         self._on_load = on_load
         self._growth = ServerGrowth(server, gpus)
-        self.probes: Counter[Key] = Counter()
+        self.probes = Probes()
         self._unloading = Unloading(client, server, repository)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -176,8 +177,8 @@ class TritonEffects:
         manifest = self._repository.manifest(*servable.key)
         expected = [tensor["name"] for tensor in manifest["outputs"]]
         started = time.perf_counter()
-        self.probes[servable.key] += 1
         try:
+            self.probes.begin(servable.key)
             outputs = await self._client.infer(
                 *servable.key,
                 health.probe_inputs(manifest),
@@ -188,6 +189,8 @@ class TritonEffects:
             raise NoAnswer(
                 f"no answer to a test inference within {health.PROBE_TIMEOUT:g} s"
             ) from error
+        finally:
+            self.probes.end(servable.key)
         fault = health.probe_fault(outputs, expected)
         if fault is not None:
             raise LoadFailed(servable.model_id, fault)

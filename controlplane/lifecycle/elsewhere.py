@@ -6,6 +6,7 @@ used: it may be another machine's.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from controlplane import events
@@ -28,8 +29,7 @@ class Seen(NamedTuple):
     Attributes:
         load: which load of the model: counters begin anew with each.
         leased: requests that we have let through.
-        surplus: requests that Triton has answered well, without our test inferences: the most
-            that was ever seen, as a test that is under way is counted before its answer.
+        surplus: requests that Triton has answered well, without our test inferences.
     """
 
     load: float
@@ -48,26 +48,37 @@ def used_elsewhere(before: Seen | None, now: Seen) -> bool:
     return now.surplus > before.surplus
 
 
-def after(before: Seen | None, now: Seen) -> Seen:
-    """What to compare the next look with."""
-    if before is None or before.load != now.load or before.leased != now.leased:
-        return now
-    return now._replace(surplus=max(before.surplus, now.surplus))
-
-
 def answered(statistics: Mapping[str, Any]) -> int:
     """Requests answered well, from Triton's `ModelStatistics` (64-bit numbers are strings)."""
     success = statistics.get("inference_stats", {}).get("success", {})
     return int(success.get("count", 0))
 
 
+class Probes:
+    """Counts our own test inferences, by Triton name and version, and knows those under way."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[Key] = Counter()
+        self._running: Counter[Key] = Counter()
+
+    def begin(self, key: Key) -> None:
+        """One begins; `end` must follow."""
+        self._begun[key] += 1
+        self._running[key] += 1
+
+    def end(self, key: Key) -> None:
+        """One is over, answered or not."""
+        self._running[key] -= 1
+
+    def count(self, key: Key) -> int | None:
+        """How many there were; None while one is under way."""
+        return None if self._running[key] else self._begun[key]
+
+
 class Elsewhere:
     """Compares the counters of all loaded models with those of the look before."""
 
-    def __init__(
-        self, client: TritonClient, scheduler: Scheduler, probes: Mapping[Key, int]
-    ) -> None:
-        """`probes` counts the test inferences that were begun, by Triton name and version."""
+    def __init__(self, client: TritonClient, scheduler: Scheduler, probes: Probes) -> None:
         self._client = client
         self._probes = probes
         self._scheduler = scheduler
@@ -83,24 +94,28 @@ class Elsewhere:
         if not loaded:
             self._seen.clear()
             return
+        keys = [resident.servable.key for resident in loaded]
+        before = {key: self._probes.count(key) for key in keys}
         counters = await self._client.all_statistics()
-        previous, self._seen = self._seen, {}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in before}
         for resident in loaded:
-            self._compare(resident, previous, counters)
+            # A test inference that was under way is in one of the counters only: next time.
+            probed = before[resident.servable.key]
+            if probed is not None and probed == self._probes.count(resident.servable.key):
+                self._compare(resident, counters, probed)
 
     def _compare(
         self,
         resident: Resident,
-        previous: Mapping[Key, Seen],
         counters: Mapping[Key, Mapping[str, Any]],
+        probed: int,
     ) -> None:
         key = resident.servable.key
         statistics = counters.get(key)
         if statistics is None or resident.state is not ModelState.LOADED:
             return
-        surplus = answered(statistics) - self._probes.get(key, 0)
+        surplus = answered(statistics) - probed
         seen = Seen(resident.loaded_clock, resident.request_count, surplus)
-        before = previous.get(key)
-        self._seen[key] = after(before, seen)
+        before, self._seen[key] = self._seen.get(key), seen
         if resident.leases == 0 and used_elsewhere(before, seen):
             self._scheduler.used_elsewhere(resident, events.utc_now().timestamp())
