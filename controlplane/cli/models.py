@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_memory import MemoryRecord
     from controlplane.client_operations import OnProgress
     from controlplane.client_types import Progress
 
@@ -214,7 +215,35 @@ def info(client: ModelMoraClient, out: Output, model_id: str) -> None:
     Example:
       modelmora info sentence-transformers/all-MiniLM-L6-v2
     """
-    out.result(client.get(model_id), _description)
+    model = client.get(model_id)
+    out.result(model, _description)
+    if not out.as_json:
+        _show_memory(client, out, model_id)
+
+
+def _show_memory(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """What it took in memory when it was last there; nothing if it never was."""
+    try:
+        records = client.memory(model_id, page_size=5).data
+    except ModelMoraApiError:  # a server from before there was a record
+        return
+    if records:
+        out.result(records, _memory_table)
+
+
+def _memory_table(records: Iterable[MemoryRecord]) -> Iterable[Block]:
+    rows = [
+        (
+            moment(record.measured_at),
+            record.version,
+            megabytes(record.used_mb),
+            megabytes(record.peak_mb),
+            megabytes(record.gpu_vram_mb),
+            record.reason,
+        )
+        for record in records
+    ]
+    yield Table(("measured", "version", "memory", "peak", "on GPUs", "after"), rows)
 
 
 def _description(model: ModelInfo) -> Iterable[Block]:

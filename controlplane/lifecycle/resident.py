@@ -49,6 +49,7 @@ class Resident:
 
     Attributes:
         ledger_mb: what counts against the budget: the reservation, then the measurement.
+        gpu_mb: on all GPUs, as measured; None where none can be asked.
         last_used: the event loop's clock, seconds.
         epoch: grows when the server is lost, so that effects of before are known as stale.
         drained: set while an unload waits for the last lease to end.
@@ -66,6 +67,7 @@ class Resident:
     state: ModelState = ModelState.UNLOADED
     ledger_mb: float = 0.0
     peak_mb: float = 0.0
+    gpu_mb: float | None = None
     measured: bool = False
     leases: int = 0
     waiters: list[Waiter] = field(default_factory=list)
@@ -197,6 +199,7 @@ class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None = None
     load_seconds: float | None = None
     process_id: int | None = None
+    gpu_mb: float | None = None
     keep_loaded: bool = False
     yielding: bool = False
 
@@ -229,6 +232,7 @@ def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> R
         response_time_ms=health.response_time_ms if health else None,
         load_seconds=resident.load_seconds,
         process_id=resident.process_id,
+        gpu_mb=resident.gpu_mb,
         keep_loaded=resident.keep_loaded,
         yielding=resident.yielding,
     )

@@ -129,6 +129,7 @@ class Transitions:
                 process_id=loaded.process_id,
             )
         )
+        resident.gpu_mb = loaded.gpu_mb
         if loaded.memory_mb is not None:
             self.measured(resident, loaded.memory_mb)
         self.then_decide()
@@ -262,8 +263,8 @@ class Transitions:
         self.on_load_failed(resident)
         resident.fail_waiters(error)
 
-    def forget_loaded(self, resident: Resident) -> None:
-        """The server's death took the model with it."""
+    def forget_loaded(self, resident: Resident, reason: str = "server_lost") -> None:
+        """The model is gone without our doing: with the server, or unloaded by somebody else."""
         resident.epoch += 1
         if resident.effect is not None:
             resident.effect.cancel()
@@ -274,7 +275,7 @@ class Transitions:
         was_loaded = resident.state is not ModelState.FAILED
         resident.move_to(ModelState.UNLOADED)
         if was_loaded:
-            self._publish_unloaded(resident, "server_lost")
+            self._publish_unloaded(resident, reason)
         _clear(resident)
 
     # -- tasks and events ------------------------------------------------------------------
