@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from controlplane.gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone
+from controlplane.gateway.errors import BodyTooLarge, BodyTooSlow, ClientGone, UnsupportedMedia
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -111,13 +111,33 @@ async def next_chunk(receive: Receive) -> tuple[bytes, bool]:
         BodyTooSlow: nothing came for STALL_SECONDS.
         ClientGone: the client went away in the middle of it.
     """
-    try:
-        message = await asyncio.wait_for(receive(), STALL_SECONDS)
-    except (asyncio.TimeoutError, TimeoutError):
-        raise BodyTooSlow(STALL_SECONDS) from None
+    message = await _in_time(receive)
     if message["type"] == "http.disconnect":
         raise ClientGone
     return message.get("body", b""), message.get("more_body", False)
+
+
+async def _in_time(receive: Receive) -> Message:
+    # Not asyncio.wait_for: before Python 3.12 that costs a task, for a body that is there.
+    task, late = asyncio.current_task(), False
+    assert task is not None
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    timer = asyncio.get_running_loop().call_later(STALL_SECONDS, give_up)
+    try:
+        return await receive()
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        if hasattr(task, "uncancel"):
+            task.uncancel()
+        raise BodyTooSlow(STALL_SECONDS) from None
+    finally:
+        timer.cancel()
 
 
 def announced_length(scope: Scope, limit: int) -> int | None:
@@ -125,7 +145,11 @@ def announced_length(scope: Scope, limit: int) -> int | None:
 
     Raises:
         BodyTooLarge: it is above `limit`.
+        UnsupportedMedia: the body is encoded for its transfer in another way than by chunks.
     """
+    coding = header(scope, "transfer-encoding")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise UnsupportedMedia(f"Transfer-Encoding {coding[:40]!r} is not read; use chunked.")
     announced = header(scope, "content-length")
     if not (announced and announced.isdigit()):
         return None

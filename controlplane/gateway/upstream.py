@@ -10,7 +10,7 @@ Protocol: RFC 9112; Triton frames its answers with Content-Length or chunks.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -120,8 +120,7 @@ class Connection(asyncio.Protocol):
     # -- asyncio's side ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
         self._pool.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -197,7 +196,9 @@ class Connection(asyncio.Protocol):
         """Send a request; `unsent` bytes of its body follow by `more`."""
         self._answer = answer = Answer(self, deadline)
         self._headed, self._buffered, self._unsent = False, 0, unsent
-        if self._transport is not None:
+        if self._transport is None:
+            self.lost = True
+        else:
             self._transport.writelines((head, body) if body else (head,))
         return answer
 
