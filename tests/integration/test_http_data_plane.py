@@ -17,14 +17,14 @@ import tritonclient.http.aio as triton_http
 from tritonclient.utils import InferenceServerException
 
 from controlplane.events import InferenceFinished
-from controlplane.gateway import asgi, http_protocol
+from controlplane.gateway import asgi, http_protocol, v2
 from tests.gateway import running_gateway
 from tests.triton_models import config_text
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.triton
 
-ECHO, WORDS, SLOW, NAN, MORTAL = "http/echo", "http/words", "http/slow", "http/nan", "http/mortal"
+ECHO, WORDS, SLOW, NAN = "http/echo", "http/words", "http/slow", "http/nan"
 # One response per word; "fail" is an error, "wait" goes on until the request is cancelled.
 _WORDS = """
 import time
@@ -67,14 +67,6 @@ def repository(triton):
     models.echo("http--echo")
     models.write("http--slow", execute="time.sleep(1.5)")
     models.write("http--nan", execute="number = number * np.float32('nan')")
-    # Ends its process at the first request of the text "die" in the server's life.
-    mortal = """
-    mark = os.path.join(os.path.dirname(__file__), "died")
-    if text.ravel()[0] == b"die" and not os.path.exists(mark):
-        open(mark, "w").close()
-        os._exit(1)
-    """
-    models.write("http--mortal", execute=mortal)
     write_words(models, "http--words")
     return triton
 
@@ -82,7 +74,7 @@ def repository(triton):
 @pytest.fixture
 async def gateway(repository, triton_client):
     async with running_gateway(repository.server, triton_client) as running:
-        for name in (ECHO, WORDS, SLOW, NAN, MORTAL):
+        for name in (ECHO, WORDS, SLOW, NAN):
             running.add_model(name)
         yield running
 
@@ -340,35 +332,41 @@ async def test_tritons_own_refusal_of_a_large_body(gateway, session):
     assert gateway.leases(ECHO) == 0
 
 
-# -- a process that dies -----------------------------------------------------------------------
+# -- a model that has gone ---------------------------------------------------------------------
 
 
-async def test_a_request_whose_models_process_died_is_answered_all_the_same(
-    repository, triton_client
+async def test_a_request_to_a_model_that_left_is_answered_all_the_same(
+    gateway, session, triton_client
 ):
-    """Triton says that the stub is dead; the model is loaded again, the request sent again."""
-    async with (
-        running_gateway(repository.server, triton_client, request_timeout=90.0) as gateway,
-        aiohttp.ClientSession(f"http://{gateway.http_address}") as session,
-    ):
-        gateway.add_model(MORTAL)
-        await _die_and_be_answered(gateway, session)
-
-
-async def _die_and_be_answered(gateway, session):
+    """Triton says that it does not have the model; it is loaded again, the request sent again."""
     scheduler, suspects = gateway.services.scheduler, []
 
     def suspect(servable):
         suspects.append(servable.model_id)
         for resident in scheduler.residents():
-            scheduler.declare_unhealthy(resident, "its process has died")
+            scheduler.declare_unhealthy(resident, "it has gone")
 
     object.__setattr__(gateway.services, "suspect", suspect)
-    answer = await session.post(f"/v2/models/{MORTAL}/infer", json=text_body("die"))
-    assert (answer.status, (await answer.json())["outputs"][0]["data"]) == (200, ["die"])
-    assert suspects == [MORTAL]
-    assert gateway.effects.loads == [MORTAL] * 2
-    assert gateway.leases(MORTAL) == 0
+    for path in ("infer", "generate", "generate_stream"):
+        await _warm(gateway, ECHO)
+        await triton_client.unload("http--echo", timeout=30)
+        body = text_body("back") if path == "infer" else {"text_input": "back"}
+        answer = await session.post(f"/v2/models/{ECHO}/{path}", json=body)
+        assert (answer.status, "back" in await answer.text()) == (200, True)
+        assert gateway.leases(ECHO) == 0
+    assert suspects == [ECHO] * 3
+    assert gateway.effects.loads == [ECHO] * 4
+
+
+async def test_one_of_a_sequence_is_not_sent_again(gateway, session, triton_client, monkeypatch):
+    monkeypatch.setattr(v2, "NOTICE_SECONDS", 0.0)
+    await _warm(gateway, ECHO)
+    await triton_client.unload("http--echo", timeout=30)
+    sent = text_body(parameters={"sequence_id": 7, "sequence_start": True})
+    answer = await session.post(f"/v2/models/{ECHO}/infer", json=sent)
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "does not answer" in (await answer.json())["error"]
 
 
 # -- shared memory -----------------------------------------------------------------------------
