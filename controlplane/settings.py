@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         allow_private_sources: sources at addresses of private networks and of this machine.
         max_source_mb: largest source of a version; also the largest archive.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
+        allow_shared_memory: let clients of /v2 and gRPC register system shared memory with Triton,
+            which reads and writes it with its own rights: only where all clients are trusted.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
             external Triton (its --grpc-restricted-protocol); a secret.
@@ -80,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
     triton_hang_timeout: float = 20.0
+    allow_shared_memory: bool = False
     triton_grpc_url: str | None = None
     triton_http_url: str | None = None
     triton_metrics_url: str | None = None
