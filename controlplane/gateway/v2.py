@@ -38,13 +38,17 @@ T = TypeVar("T")
 EXTENSIONS = frozenset(
     {
         "binary_tensor_data",
+        "generate",
         "model_configuration",
+        "model_repository",
+        "model_repository(unload_dependents)",
         "parameters",
         "schedule_policy",
         "sequence",
         "statistics",
     }
 )
+SYSTEM_SHARED_MEMORY = "system_shared_memory"
 # Triton turns the scores of an output into class labels on request, and dies (segmentation fault,
 # 2.51) when the output holds text. No task of ours needs it.
 CLASSIFICATION = "classification"
@@ -111,6 +115,12 @@ def resolve(services: Services, name: str, version: str | None) -> Servable:
     servable = services.store.servable(name, version or None)
     name_model(servable.model_id)
     return servable
+
+
+def extensions(services: Services) -> frozenset[str]:
+    """The extensions of Triton's protocol that are served."""
+    shared = {SYSTEM_SHARED_MEMORY} if services.settings.allow_shared_memory else set()
+    return EXTENSIONS | shared
 
 
 def check_shape(shape: Sequence[int]) -> None:
