@@ -535,7 +535,7 @@ async def test_grpc_raw_calls_malformed_bytes_metadata_and_streams(gateway):
 
 
 async def test_the_secret_of_the_control_calls_cannot_be_brought_by_a_client(gateway, repository):
-    """With it, a client's load would be Triton's business; it is ours, whatever the client brings."""
+    """With it, a client's load would be Triton's business; it is ours, whatever it brings."""
     prefix = "/inference.GRPCInferenceService/"
     request = pb.RepositoryModelLoadRequest(model_name=TRITON_NAME)
     request.parameters["config"].string_param = "{}"

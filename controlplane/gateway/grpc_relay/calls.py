@@ -17,8 +17,8 @@ from controlplane.gateway.trace import begin_trace, choose_trace_id
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.headers import Block, HeaderFields
+    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.stream import Stream
 
@@ -147,6 +147,8 @@ class Call:
 
     def _log(self, code: int, text: str) -> None:
         if code == status.OK:
+            if not self.relay.logs_successes:
+                return
             write = access.debug
         else:
             serious = code in (status.INTERNAL, status.UNAVAILABLE)

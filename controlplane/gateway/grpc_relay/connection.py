@@ -7,7 +7,7 @@ else. `server.py` and `upstream.py` add what the two ends do differently.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 CONNECTION_WINDOW = 2**30
 _TURN = 64 * 1024  # bytes that a blocked stream may send before the next one has its turn
 _MAX_CONTINUATIONS = 64
-_JOINED = 64 * 1024
+_GOODBYE = 1.0  # seconds for the peer to hang up after GOAWAY
 # Frames that cost us work and carry nothing: pings, settings, empty DATA, ...
 _IDLE_BURST, _IDLE_RATE = 10_000, 1_000.0
 # What may wait in the transport before a peer that sends without reading is cut off.
@@ -97,10 +97,12 @@ class Connection(asyncio.Protocol):
     # -- transport ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lose_streams(str(exc) if exc else "the connection was closed")
+
+    def _lose_streams(self, reason: str) -> None:
         self.closed = True
         self._out.clear()
         self.blocked.clear()
@@ -109,7 +111,7 @@ class Connection(asyncio.Protocol):
         for stream in streams:
             stream.closed = True
         for stream in streams:
-            stream.owner.on_lost(stream, str(exc) if exc else "the connection was closed")
+            stream.owner.on_lost(stream, reason)
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -140,11 +142,17 @@ class Connection(asyncio.Protocol):
 
     def close(self, code: int = frames.NO_ERROR, text: str = "") -> None:
         """Say goodbye and close; streams that still run are lost."""
-        if self.closed or self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if self.closed or transport is None or transport.is_closing():
             return
         self.write(frames.goaway(self.last_peer_stream, code, text))
         self._flush()
-        self._transport.close()
+        self._lose_streams(text or "the connection was closed")
+        # Closing at once, with bytes unread, would throw away the goodbye as well (RFC 9293
+        # §3.10.7.4 answers such bytes with a reset): the peer has a moment to close first.
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._loop.call_later(_GOODBYE, transport.abort)
 
     def abort(self) -> None:
         """Close without a word."""
@@ -154,6 +162,8 @@ class Connection(asyncio.Protocol):
     # -- frames in ---------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self.closed:
+            return
         if self._buffer:
             data = self._buffer + data
         try:

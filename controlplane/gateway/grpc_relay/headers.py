@@ -94,7 +94,7 @@ class BlockReader:
         if known is not None:
             return known
         block = Block(self._decode(data))
-        if self._table.changed or data[:1] and data[0] & 0xE0 == 0x20:
+        if self._table.changed or (data[:1] and data[0] & 0xE0 == 0x20):
             self._table.changed = False
             self._known.clear()
         elif len(self._known) < _CACHED:

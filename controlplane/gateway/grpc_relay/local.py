@@ -1,7 +1,7 @@
 """Methods that are answered here, or of which only a part is Triton's.
 
-Messages are read and written field by field (`gateway/wire.py`); their numbers are those of KServe's
-`grpc_service.proto`.
+Messages are read and written field by field (`gateway/wire.py`); the numbers are those of
+KServe's `grpc_service.proto`.
 """
 
 from __future__ import annotations

@@ -109,17 +109,22 @@ class Message:
         """True when all that has come in can be sent again."""
         return self._kept is not None
 
-    def feed(self, data: bytes) -> bytes:
-        """Take the bytes that belong to it; returns the others.
+    def cut(self, data: bytes) -> tuple[bytes, bytes]:
+        """Divide bytes that came in into those of this message and those behind it."""
+        if len(data) > self.left:
+            data, rest = data[: self.left], data[self.left :]
+            self.left = 0
+            return data, rest
+        self.left -= len(data)
+        return data, b""
+
+    def feed(self, data: bytes) -> None:
+        """Read the bytes that `cut` gave for it.
 
         Raises:
             InvalidInput, NotOffered: it must not be run.
             BodyTooLarge: it inflates to too much.
         """
-        rest = b""
-        if len(data) > self.left:
-            data, rest = data[: self.left], data[self.left :]
-        self.left -= len(data)
         if self._inflater is not None:
             data = self._inflate(data)
             self._size += len(data)
@@ -133,7 +138,6 @@ class Message:
         if not self.known and self._inflater is None and self.held_size >= MAX_UNNAMED:
             raise InvalidInput("The request must name its model before its tensors.")
         self._keep(data)
-        return rest
 
     def address(self, servable: Servable) -> bytes:
         """Fix the names that it is sent on with; returns its first bytes.

@@ -9,8 +9,8 @@ from controlplane.errors import InvalidInput
 from controlplane.gateway.errors import BodyTooLarge
 from controlplane.gateway.grpc_relay import local, status
 from controlplane.gateway.grpc_relay.calls import AnsweredCall, Call
-from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
 from controlplane.gateway.grpc_relay.headers import encode
+from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
 from controlplane.gateway.grpc_relay.limits import RetentionBudget
 from controlplane.gateway.grpc_relay.message import inflater
 from controlplane.gateway.grpc_relay.relayed import InferCall, RelayedCall
@@ -40,6 +40,8 @@ class Relay:
         self.services = services
         self.request_timeout = services.settings.request_timeout
         self.max_inflated = services.settings.max_request_bytes
+        # Asked once: even to be told that nobody listens costs a request a percent or two.
+        self.logs_successes = services.settings.log_level == "DEBUG"
         self.retention = RetentionBudget(_RETAINED)
         self.upstream = Upstream(lambda: services.server.endpoints.grpc_url)
         self._door = Door(self._accept)

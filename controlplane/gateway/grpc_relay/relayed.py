@@ -27,14 +27,16 @@ from controlplane.gateway.grpc_relay.upstream import RESPONSE_WINDOW
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.stream import Stream
     from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
 PROTOCOL = "v2_grpc"
+# What gRPC's servers say of calls that were running when they were told to stop.
+_STOPPED = ("Cancelling all calls", "Server shutting down")
 # What may be on its way through us of a request that is being sent on.
 _FLOWING_WINDOW = 1024 * 1024
 
@@ -83,7 +85,7 @@ class RelayedCall(Call):
         self._advance()
 
     def _advance(self) -> None:
-        """Go on as far as what has come in allows."""
+        """Go on as far as what has come in allows; harmless at any time."""
         try:
             while not self._waiting and not self.done and self._step():
                 pass
@@ -101,7 +103,8 @@ class RelayedCall(Call):
             prefix, self._pending = self._pending[:PREFIX_SIZE], self._pending[PREFIX_SIZE:]
             message = self._message = self._begin(prefix)
         if self._pending:
-            self._pending = message.feed(self._pending)
+            part, self._pending = message.cut(self._pending)
+            message.feed(part)
         if not message.addressed:
             if not message.known:
                 return self._nothing_left()
@@ -194,11 +197,9 @@ class RelayedCall(Call):
         self._waiting = False
         try:
             self._open(message, leased)
-            self._send_on(message)
         except Exception as error:  # noqa: BLE001 as above
             self.fail(error)
-        if not self.done:
-            self._advance()
+        self._advance()
 
     async def _leased_and_connected(self, servable: Servable, priority: int) -> Servable:
         scheduler, upstream = self.relay.services.scheduler, self.relay.upstream
@@ -254,7 +255,8 @@ class RelayedCall(Call):
         code, text = 0, ""
         if block.get(b"grpc-status") != b"0":
             code, text = status.status_in(block)
-            if v2.was_not_run(text) and self._try_again(text):
+            was_not_run = v2.was_not_run(text) or text in _STOPPED
+            if was_not_run and self._try_again(text):
                 return
         self.note_status(code)
         if self._response is not None and not self.answering:

@@ -61,7 +61,7 @@ class ClientConnection(Connection):
         self._door.on_change()
 
     def data_received(self, data: bytes) -> None:
-        if self._greeting is None:
+        if self._greeting is None or self.closed:
             super().data_received(data)
             return
         self._greeting += data

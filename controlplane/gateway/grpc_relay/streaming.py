@@ -20,8 +20,8 @@ from controlplane.lifecycle.state import ModelState
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.stream import Stream
     from controlplane.lifecycle.resident import Resident

@@ -13,8 +13,8 @@ from controlplane.errors import ServiceUnavailable
 from controlplane.gateway.grpc_relay import frames, status
 from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
-from controlplane.gateway.grpc_relay.heads import method_path, triton_block
 from controlplane.gateway.grpc_relay.headers import MAX_BLOCK
+from controlplane.gateway.grpc_relay.heads import method_path, triton_block
 from controlplane.gateway.grpc_relay.stream import Stream
 
 if TYPE_CHECKING:
