@@ -11,6 +11,7 @@ import zlib
 import grpc
 import h2.errors
 import h2.settings
+import hpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -426,8 +427,21 @@ class Raw:
         return code
 
 
+def h2_block(method):
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": f"/inference.GRPCInferenceService/{method}",
+        ":authority": "x",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    return hpack.Encoder().encode(list(fields.items()))
+
+
+BLOCK = h2_block("ModelInfer")
 HELLO = frames.PREFACE + frames.settings({})
-HEADERS = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, b"\x83\x86\x84")
+HEADERS = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, BLOCK)
 DATA, PING, SETTINGS = frames.DATA, frames.PING, frames.SETTINGS
 
 
@@ -500,16 +514,6 @@ async def test_data_beyond_the_window_is_a_violation():
             assert await raw.end() == frames.FLOW_CONTROL_ERROR
         world.effects.gate.set()
         await world.at_rest()
-
-
-def h2_block(method):
-    import hpack
-
-    fields = {
-        ":method": "POST", ":scheme": "http", ":path": f"/inference.GRPCInferenceService/{method}",
-        ":authority": "x", "content-type": "application/grpc", "te": "trailers",
-    }  # fmt: skip
-    return hpack.Encoder().encode(list(fields.items()))
 
 
 @st.composite
