@@ -249,11 +249,18 @@ class H2Client:
         return stream_id
 
     async def send(
-        self, stream_id: int, data: bytes, *, end: bool = False, padding: int = 0
+        self,
+        stream_id: int,
+        data: bytes,
+        *,
+        end: bool = False,
+        padding: int = 0,
+        patience: float = 10,
     ) -> None:
         """Send bytes as one DATA frame, when flow control allows it."""
         await eventually(
-            lambda: self.h2.local_flow_control_window(stream_id) >= len(data) + padding + 1, 10
+            lambda: self.h2.local_flow_control_window(stream_id) >= len(data) + padding + 1,
+            patience,
         )
         self.h2.send_data(stream_id, data, end_stream=end, pad_length=padding or None)
         self.flush()

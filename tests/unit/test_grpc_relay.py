@@ -209,6 +209,33 @@ async def test_what_a_client_brings_of_triton_keys_is_not_passed_on():
         assert "triton-grpc-protocol-key" not in keys
 
 
+async def test_metadata_that_could_harm_the_shared_connection_is_refused():
+    async with running_relay() as world, H2Client(world.port) as bystander:
+        for fields in ([("x-bad", "line\r\nbreak")], [("Upper", "x")], [("x-big", "y" * 20_000)]):
+            async with Raw(world.port) as raw:
+                block = h2_block("ModelInfer", fields)
+                raw.writer.write(HELLO + frames.header_frames(1, block, end=False, limit=16_000))
+                received = b""
+                while b"INVALID_INPUT" not in received:
+                    chunk = await asyncio.wait_for(raw.reader.read(65_536), 10)
+                    assert chunk, received
+                    received += chunk
+        assert_echoed(await ask(bystander, request()), request())
+        await world.at_rest()
+
+
+async def test_refused_requests_of_a_stream_do_not_pile_up_for_who_does_not_read():
+    async with running_relay() as world, H2Client(world.port) as lazy:
+        lazy.acknowledge = False
+        stream_id = lazy.open("ModelStreamInfer")
+        bad = framed(request("org/unknown").SerializeToString())
+        with contextlib.suppress(AssertionError):
+            for _ in range(200):  # until the window is closed
+                await lazy.send(stream_id, bad * (16_000 // len(bad)), patience=1)
+        (stream,) = next(iter(world.relay._door.connections)).streams.values()
+        assert stream.queued <= 1024 * 1024
+
+
 # -- once more -----------------------------------------------------------------------------------
 
 
@@ -427,7 +454,7 @@ class Raw:
         return code
 
 
-def h2_block(method):
+def h2_block(method, more=()):
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -436,7 +463,7 @@ def h2_block(method):
         "content-type": "application/grpc",
         "te": "trailers",
     }
-    return hpack.Encoder().encode(list(fields.items()))
+    return hpack.Encoder().encode([*fields.items(), *more])
 
 
 BLOCK = h2_block("ModelInfer")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HeaderFields = tuple[tuple[bytes, bytes], ...]
 
 MAX_BLOCK = 64 * 1024  # of compressed bytes, and of what they decode to
-_CACHED = 256
+_CACHED, _MAX_CACHED = 256, 2048  # blocks of a connection, bytes of a block
 _STATIC = {field: index for index, field in enumerate(HeaderTable.STATIC_TABLE, 1)}
 _STATIC_NAMES = {name: _STATIC[name, value] for name, value in reversed(HeaderTable.STATIC_TABLE)}
 
@@ -97,10 +97,10 @@ class BlockReader:
         if self._table.changed or (data[:1] and data[0] & 0xE0 == 0x20):
             self._table.changed = False
             self._known.clear()
-        elif len(self._known) < _CACHED:
+        elif len(data) <= _MAX_CACHED:
+            if len(self._known) >= _CACHED:
+                self._known.clear()
             self._known[data] = block
-        else:
-            self._known.clear()
         return block
 
     def _decode(self, data: bytes) -> HeaderFields:

@@ -19,15 +19,22 @@ _PREFIX = f"/{SERVICE}/".encode()
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
-# Each hop has these for itself: we keep the time, we read (and inflate) the messages.
+# Each hop has these for itself.
 _NOT_FORWARDED = frozenset(
     {
         *(b"user-agent", b"te", b"content-type", b"host", b"connection", b"content-length"),
-        *(b"grpc-timeout", b"grpc-encoding", TRACE_HEADER.encode()),
+        *(b"transfer-encoding", b"keep-alive", b"upgrade", b"proxy-connection"),
+        TRACE_HEADER.encode(),
     }
 )
-# The key of the private server's restricted APIs is ours alone.
-_CONTROL_PREFIX = b"triton-grpc-protocol-"
+# The library's own (we keep the time, we inflate the messages), and the key of the private server's
+# restricted APIs, which is ours alone.
+_NOT_FORWARDED_PREFIXES = (b":", b"grpc-", b"triton-grpc-protocol-")
+_ACCEPTED_ENCODINGS = b"grpc-accept-encoding"
+# What Triton's end would take badly must not reach it: other clients' calls are on that connection.
+_NAME = re.compile(rb":?[0-9a-z_.-]+")
+_VALUE = re.compile(rb"[\x20-\x7e]*")
+MAX_HEADERS = 16 * 1024  # counted as RFC 9113 §6.5.2 does
 _CACHED = 256
 _forwarded: dict[HeaderFields, bytes] = {}
 
@@ -44,6 +51,7 @@ class RequestHead(NamedTuple):
         trace_id, traceparent: headers that may carry a trace id.
         errors_as_status: a failure ends ModelStreamInfer with a status, as clients that send
             `triton_grpc_error` want it, rather than being one of its answers.
+        fault: why the headers cannot be taken; empty where they can.
         forwarded: the header block for Triton.
     """
 
@@ -55,6 +63,7 @@ class RequestHead(NamedTuple):
     trace_id: str | None
     traceparent: str | None
     errors_as_status: bool
+    fault: str
     forwarded: bytes
 
 
@@ -77,8 +86,18 @@ def _read(block: Block) -> RequestHead:
         trace_id=_text(block, TRACE_HEADER.encode()),
         traceparent=_text(block, b"traceparent"),
         errors_as_status=block.get(b"triton_grpc_error") == b"true",
+        fault=_fault(block.fields),
         forwarded=_forward(block.fields, path),
     )
+
+
+def _fault(fields: HeaderFields) -> str:
+    if sum(len(name) + len(value) + 32 for name, value in fields) > MAX_HEADERS:
+        return f"The call's metadata is larger than {MAX_HEADERS} bytes."
+    for name, value in fields:
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            return f"The metadata {name.decode('latin-1')!r} has characters that it must not have."
+    return ""
 
 
 def timeout_seconds(value: bytes | None) -> float | None:
@@ -111,7 +130,8 @@ def _forward(fields: HeaderFields, path: bytes) -> bytes:
     kept = tuple(
         (name, value)
         for name, value in fields
-        if name not in _NOT_FORWARDED and not name.startswith((b":", _CONTROL_PREFIX))
+        if name == _ACCEPTED_ENCODINGS
+        or (name not in _NOT_FORWARDED and not name.startswith(_NOT_FORWARDED_PREFIXES))
     )
     key = ((b":path", path), *kept)
     if (known := _forwarded.get(key)) is not None:

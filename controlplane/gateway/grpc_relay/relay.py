@@ -77,6 +77,10 @@ class Relay:
     def _accept(self, stream: Stream, block: Block) -> Owner:
         head = request_head(block)
         kind = _RELAYED.get(head.method)
+        if head.fault:
+            refusal = Refusal(self, stream, head)
+            refusal.fail(InvalidInput(head.fault))
+            return refusal
         if kind is not None and head.is_grpc:
             return kind(self, stream, head)
         answer = local.ANSWERS.get(head.method)

@@ -141,7 +141,8 @@ class RelayedCall(Call):
         client, message, upstream = self.client, self._message, self._upstream
         if client.receive_ended:
             return
-        unread, target = len(self._pending), REQUEST_WINDOW
+        # Answers that the client does not take count as well: each request may bring one.
+        unread, target = len(self._pending) + client.queued, REQUEST_WINDOW
         if upstream is not None:
             unread += upstream.queued
             target = _FLOWING_WINDOW
@@ -271,7 +272,7 @@ class RelayedCall(Call):
             super().on_drained(stream)
             if self._upstream is not None:
                 self._upstream.grant(stream.queued, RESPONSE_WINDOW)
-        elif not self.done:
+        if not self.done:
             self._grant()
 
     def on_reset(self, stream: Stream, code: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from controlplane.gateway.grpc_relay import frames
 from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
+from controlplane.gateway.grpc_relay.heads import MAX_HEADERS
 from controlplane.gateway.grpc_relay.limits import Allowance
 from controlplane.gateway.grpc_relay.stream import Stream
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # What a client may send of a request before its model is known and loaded: the protocol's default.
 REQUEST_WINDOW = frames.DEFAULT_WINDOW
 MAX_STREAMS = 4096
-_MAX_HEADERS = 16 * 1024
 _GREETING_TIMEOUT = 10.0
 # Streams that are reset as soon as they are opened ("rapid reset", CVE-2023-44487) cost us more
 # than their sender; a client that gives up thousands of calls at once is still served.
@@ -49,7 +49,7 @@ class ClientConnection(Connection):
             made_with.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         ours = {
             frames.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-            frames.MAX_HEADER_LIST_SIZE: _MAX_HEADERS,
+            frames.MAX_HEADER_LIST_SIZE: MAX_HEADERS,
         }
         self.write(frames.settings(ours))
         self.write(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))

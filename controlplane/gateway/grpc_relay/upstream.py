@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from controlplane.errors import ServiceUnavailable
+from controlplane.errors import ServiceUnavailable, StartupError
 from controlplane.gateway.grpc_relay import frames, status
 from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
@@ -160,7 +160,7 @@ class Upstream:
             self._connecting.cancel()
             await asyncio.gather(self._connecting, return_exceptions=True)
         for connection in list(self._connections):
-            connection.close()
+            connection.abort()
 
     async def ask(
         self, method: str, message: bytes, *, deadline: float, metadata: HeaderFields = ()
@@ -190,7 +190,7 @@ class Upstream:
         try:
             while self._waiting and self.connection() is None:
                 if len(self._connections) < _MAX_CONNECTIONS:
-                    with contextlib.suppress(OSError, asyncio.TimeoutError):
+                    with contextlib.suppress(OSError, asyncio.TimeoutError, StartupError):
                         host, _, port = self._address().rpartition(":")
                         making = loop.create_connection(
                             lambda: TritonConnection(self), host.strip("[]"), int(port)
