@@ -19,6 +19,7 @@ import uvicorn
 from controlplane.db import append_event, open_db, transaction
 from controlplane.errors import ModelMoraError, StartupError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
+from controlplane.gateway.http_protocol import LimitedHttp
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
@@ -253,6 +254,8 @@ class Application:
         http_server = _HttpServer(
             uvicorn.Config(
                 http_gateway,
+                http=LimitedHttp,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",

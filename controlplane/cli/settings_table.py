@@ -73,6 +73,13 @@ SETTINGS = (
     ),
     Setting("max_request_bytes", "BYTES", "Largest request body.", "268435456"),
     Setting(
+        "allow_shared_memory",
+        "",
+        "Let inference clients share memory with Triton: only where all are trusted.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "triton_grpc_url", "HOST:PORT", "Use this Triton, not the embedded one.", "triton:8001"
     ),
     Setting("triton_http_url", "URL", "HTTP address of that Triton.", "http://triton:8000"),

@@ -18,7 +18,7 @@ import structlog
 
 from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput, ModelMoraError
 from controlplane.events import InferenceFinished
-from controlplane.gateway.errors import NotOffered
+from controlplane.gateway.errors import ClientGone, NotOffered
 from controlplane.gateway.trace import name_model
 from controlplane.inference.tasks import MAX_TIMEOUT_SECONDS
 from controlplane.lifecycle.scheduler import DEFAULT_PRIORITY
@@ -52,11 +52,14 @@ SYSTEM_SHARED_MEMORY = "system_shared_memory"
 # Triton turns the scores of an output into class labels on request, and dies (segmentation fault,
 # 2.51) when the output holds text. No task of ours needs it.
 CLASSIFICATION = "classification"
-CANCELLED = "CANCELLED"
 _MAX_RANK = 32
 _MAX_DIMENSION = 2**31 - 1
 _MAX_ELEMENTS = 2**40  # more than any request can hold, and far from 64 bits
 NOT_OFFERED = "is a part of Triton's protocol that ModelMora does not serve yet"
+SHARED_MEMORY_OFF = (
+    "shared memory is off: with it Triton reads and writes memory that clients name. The setting "
+    "allow_shared_memory turns it on where all clients are trusted."
+)
 LOWEST_PRIORITY = 4
 # How long a death that a request has met may take to be seen by those who watch, in seconds.
 NOTICE_SECONDS = 5.0
@@ -67,15 +70,6 @@ _NOT_RUN = re.compile(
     r"|request for unknown model|has no available versions|is not at ready state",
     re.IGNORECASE,
 )
-
-
-class ClientGone(ModelMoraError):
-    """The client closed its connection before the answer was there."""
-
-    code = CANCELLED
-
-    def __init__(self) -> None:
-        super().__init__("The client is gone.")
 
 
 class AnswerLost(Exception):
@@ -283,7 +277,7 @@ def counted(services: Services, servable: Servable, protocol: str) -> Iterator[O
         outcome.error_code = error.code
         raise
     except asyncio.CancelledError:
-        outcome.error_code = CANCELLED
+        outcome.error_code = ClientGone.code
         raise
     except Exception:
         outcome.error_code = outcome.error_code or ModelMoraError.code

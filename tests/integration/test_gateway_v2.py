@@ -120,8 +120,8 @@ async def test_http_health_and_server_metadata(http):
     assert await http.is_server_ready()
     metadata = await http.get_server_metadata()
     assert metadata["name"] == "triton"
-    assert "binary_tensor_data" in metadata["extensions"]
-    assert "model_repository" not in metadata["extensions"]
+    assert {"binary_tensor_data", "model_repository"} <= set(metadata["extensions"])
+    assert not any("shared_memory" in name for name in metadata["extensions"])
 
 
 @pytest.mark.parametrize("name", [MODEL, TRITON_NAME, "org%2Fecho"])
@@ -231,12 +231,17 @@ async def test_concurrent_first_requests_load_once(gateway, http, rpc):
         ("POST", f"/v2/models/{MODEL}", 405, "use GET"),
         ("GET", f"/v2/models/{MODEL}/nonsense", 404, "There is no"),
         ("GET", "/v2/nonsense", 404, "There is no"),
-        ("POST", "/v2/repository/index", 501, "does not serve yet"),
-        ("POST", f"/v2/repository/models/{MODEL}/load", 501, "does not serve yet"),
-        ("GET", "/v2/systemsharedmemory/status", 501, "does not serve yet"),
-        ("GET", "/v2/logging", 501, "does not serve yet"),
-        ("POST", f"/v2/models/{MODEL}/generate", 501, "does not serve yet"),
-        ("GET", f"/v2/models/{MODEL}/trace/setting", 501, "does not serve yet"),
+        ("GET", "/v2/repository/index", 405, "use POST"),
+        ("POST", "/v2/repository/other/index", 404, "one repository"),
+        ("POST", "/v2/repository/models/org/unknown/load", 404, "not registered"),
+        ("GET", "/v2/systemsharedmemory/status", 501, "allow_shared_memory"),
+        ("POST", "/v2/systemsharedmemory/region/x/register", 501, "allow_shared_memory"),
+        ("GET", "/v2/cudasharedmemory/status", 501, "device memory"),
+        ("GET", "/v2/logging", 501, "operator"),
+        ("POST", "/v2/trace/setting", 501, "operator"),
+        ("GET", f"/v2/models/{MODEL}/trace/setting", 501, "operator"),
+        ("GET", f"/v2/models/{MODEL}/generate", 405, "use POST"),
+        ("POST", "/v2/models/org/unknown/generate", 404, "not registered"),
     ],
 )
 async def test_http_errors(gateway, raw, method, path, status, words):

@@ -273,7 +273,7 @@ async def test_repository_calls_go_through_our_lifecycle(gateway):
 async def test_what_is_refused_says_why(gateway):
     async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         for call, word in (
-            (client.get_system_shared_memory_status(), "ALLOW_SHARED_MEMORY"),
+            (client.get_system_shared_memory_status(), "allow_shared_memory"),
             (client.get_cuda_shared_memory_status(), "CUDA"),
             (client.get_log_settings(), "LOG_LEVEL"),
             (client.get_trace_settings(), "trace"),

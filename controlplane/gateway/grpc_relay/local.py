@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     Answer = Callable[[AnsweredCall, bytes], Awaitable[bytes]]
 
 _EXTENSIONS = 3  # field of ServerMetadataResponse
-_SHARED_MEMORY_OFF = (
-    "System shared memory is not offered here: Triton would open any region that a client names. "
-    "An operator can allow it with MODELMORA_ALLOW_SHARED_MEMORY."
-)
 _CUDA = (
     "CUDA shared memory is not offered: a handle of another process's GPU memory is not checked."
 )
@@ -91,7 +87,7 @@ async def _unload(call: AnsweredCall, message: bytes) -> bytes:
 async def _shared_memory(method: str, call: AnsweredCall, message: bytes) -> bytes:
     services = call.relay.services
     if not services.settings.allow_shared_memory:
-        raise NotOffered(_SHARED_MEMORY_OFF)
+        raise NotOffered(f"System {v2.SHARED_MEMORY_OFF}")
     key = tuple((n.encode(), v.encode()) for n, v in services.server.endpoints.grpc_metadata)
     return await call.relay.upstream.ask(method, message, deadline=call.deadline, metadata=key)
 
