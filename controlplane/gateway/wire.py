@@ -7,6 +7,7 @@ Protocol: protobuf's encoding specification, https://protobuf.dev/programming-gu
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def read_names(message: bytes) -> Names:
     return Names(found[MODEL_NAME], found[MODEL_VERSION])
 
 
+@lru_cache(maxsize=1024)
 def names_tail(old: Names, new: Names) -> bytes:
     """What to append to a message so that it has another model name and version.
 

@@ -18,6 +18,7 @@ from controlplane.gateway.grpc_relay.limits import Allowance
 
 if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.outbox import Outbox
     from controlplane.gateway.grpc_relay.stream import Stream
 
 log = structlog.get_logger(__name__)
@@ -45,8 +46,9 @@ class Connection(asyncio.Protocol):
         paused: the socket takes no more for now.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, outbox: Outbox) -> None:
         self.window = window
+        self._outbox = outbox
         self.peer_window = self.send_window = frames.DEFAULT_WINDOW
         self.peer_frame_size = frames.FRAME_SIZE
         self.peer_streams = 2**31
@@ -125,9 +127,10 @@ class Connection(asyncio.Protocol):
         self._out.append(data)
         if not self._flush_is_due:
             self._flush_is_due = True
-            self._loop.call_soon(self._flush)
+            self._outbox.add(self)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand what has been written to the socket."""
         self._flush_is_due = False
         out, self._out = self._out, []
         transport = self._transport
@@ -146,7 +149,7 @@ class Connection(asyncio.Protocol):
         if self.closed or transport is None or transport.is_closing():
             return
         self.write(frames.goaway(self.last_peer_stream, code, text))
-        self._flush()
+        self.flush()
         self._lose_streams(text or "the connection was closed")
         # Closing at once, with bytes unread, would throw away the goodbye as well (RFC 9293
         # §3.10.7.4 answers such bytes with a reset): the peer has a moment to close first.
@@ -166,6 +169,7 @@ class Connection(asyncio.Protocol):
             return
         if self._buffer:
             data = self._buffer + data
+        self._outbox.begin()
         try:
             self._buffer = self._read_frames(data)
         except ProtocolViolation as violation:
@@ -176,6 +180,8 @@ class Connection(asyncio.Protocol):
             log.exception("http/2 connection broke")
             self._buffer = b""
             self.close(frames.INTERNAL_ERROR)
+        finally:
+            self._outbox.end()
 
     def _read_frames(self, data: bytes) -> bytes:
         """Take the whole frames; returns the bytes of the last, unfinished one."""

@@ -11,9 +11,11 @@ from controlplane.gateway.grpc_relay import local, status
 from controlplane.gateway.grpc_relay.calls import AnsweredCall, Call
 from controlplane.gateway.grpc_relay.headers import encode
 from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
+from controlplane.gateway.grpc_relay.infer import InferCall
 from controlplane.gateway.grpc_relay.limits import RetentionBudget
 from controlplane.gateway.grpc_relay.message import inflater
-from controlplane.gateway.grpc_relay.relayed import InferCall, RelayedCall
+from controlplane.gateway.grpc_relay.outbox import Outbox
+from controlplane.gateway.grpc_relay.relayed import RelayedCall
 from controlplane.gateway.grpc_relay.server import Door
 from controlplane.gateway.grpc_relay.streaming import StreamingCall
 from controlplane.gateway.grpc_relay.upstream import Upstream
@@ -43,8 +45,9 @@ class Relay:
         # Asked once: even to be told that nobody listens costs a request a percent or two.
         self.logs_successes = services.settings.log_level == "DEBUG"
         self.retention = RetentionBudget(_RETAINED)
-        self.upstream = Upstream(lambda: services.server.endpoints.grpc_url)
-        self._door = Door(self._accept)
+        outbox = Outbox()
+        self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, outbox)
+        self._door = Door(self._accept, outbox)
 
     async def open(self, host: str, port: int) -> int:
         """Listen; returns the port.

@@ -1,4 +1,4 @@
-"""Calls that run in Triton: one request, one answer; the model is leased for as long as it takes.
+"""Calls that Triton answers: one request, one answer; the model is leased for as long as it takes.
 
 States of a call: its message comes in until the model is known → `waiting` for a lease (its bytes
 are held, other streams pass) → the message flows to Triton → the answer flows back. A request whose
@@ -14,7 +14,6 @@ from controlplane.errors import (
     InferenceFailed,
     InferenceTimeout,
     InvalidInput,
-    ModelMoraError,
     ServiceUnavailable,
 )
 from controlplane.gateway import v2
@@ -25,8 +24,6 @@ from controlplane.gateway.grpc_relay.server import REQUEST_WINDOW
 from controlplane.gateway.grpc_relay.upstream import RESPONSE_WINDOW
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from controlplane.gateway.grpc_relay.headers import Block
     from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
-PROTOCOL = "v2_grpc"
 # What gRPC's servers say of calls that were running when they were told to stop.
 _STOPPED = ("Cancelling all calls", "Server shutting down")
 # What may be on its way through us of a request that is being sent on.
@@ -42,7 +38,7 @@ _FLOWING_WINDOW = 1024 * 1024
 
 
 class RelayedCall(Call):
-    """Reads of a model (metadata, configuration) and, as InferCall, inferences."""
+    """Reads of a model (metadata, configuration); `infer.py` and `streaming.py` build on it."""
 
     __slots__ = (
         "_client_ended",
@@ -339,55 +335,3 @@ class RelayedCall(Call):
             self._let_go()
             if self._message is not None:
                 self._message.drop_kept()
-
-
-class InferCall(RelayedCall):
-    """An inference: counted, and its failures looked at."""
-
-    __slots__ = ("_counting", "_outcome")
-
-    def __init__(self, relay: Relay, client: Stream, head: RequestHead) -> None:
-        super().__init__(relay, client, head)
-        self._counting: AbstractContextManager[v2.Outcome] | None = None
-        self._outcome = v2.Outcome()
-
-    def _step(self) -> bool:
-        try:
-            return super()._step()
-        except ModelMoraError:
-            # The name comes first: a request that is refused for its tensors counts for its model.
-            if self._counting is None and self._message is not None:
-                self._count_refused(self._message)
-            raise
-
-    def _count_refused(self, message: Message) -> None:
-        try:
-            self._resolve(message)
-        except ModelMoraError:  # the first error is the one that counts
-            return
-
-    def _resolve(self, message: Message) -> Servable:
-        servable = super()._resolve(message)
-        if self._counting is None:
-            self._counting = v2.counted(self.relay.services, servable, PROTOCOL)
-            self._outcome = self._counting.__enter__()
-        return servable
-
-    def note_status(self, code: int) -> None:
-        if code and self._leased is not None:
-            fault = code == status.INVALID_ARGUMENT
-            v2.note_refusal(self.relay.services, self._leased, self._outcome, clients_fault=fault)
-
-    def fail(self, error: Exception) -> None:
-        if not self.done:
-            self._outcome.error_code = getattr(error, "code", "INTERNAL_ERROR")
-        super().fail(error)
-
-    def end(self, code: int, text: str = "") -> None:
-        if self.done:
-            return
-        super().end(code, text)
-        if code == status.CANCELLED and self._outcome.error_code is None:
-            self._outcome.error_code = status.CANCELLED_CODE
-        if self._counting is not None:
-            self._counting.__exit__(None, None, None)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.outbox import Outbox
     from controlplane.gateway.grpc_relay.stream import Owner
 
     Accept = Callable[[Stream, Block], Owner]
@@ -34,7 +35,7 @@ class ClientConnection(Connection):
     """The server's end of one connection."""
 
     def __init__(self, door: Door) -> None:
-        super().__init__(REQUEST_WINDOW)
+        super().__init__(REQUEST_WINDOW, door.outbox)
         self._door = door
         self._greeting: bytes | None = b""  # None once the preface has come
         self._greeting_timer = self._loop.call_later(_GREETING_TIMEOUT, self.abort)
@@ -78,7 +79,7 @@ class ClientConnection(Connection):
         if not self._leaving:
             self._leaving = True
             self.write(frames.goaway(self.last_peer_stream, frames.NO_ERROR, "the server stops"))
-            self._flush()
+            self.flush()
             self.on_stream_ended()
 
     def on_block(self, stream_id: int, block: Block, *, end: bool) -> None:
@@ -130,8 +131,9 @@ class ClientConnection(Connection):
 class Door:
     """Listens, and keeps the connections that came in."""
 
-    def __init__(self, accept: Accept) -> None:
+    def __init__(self, accept: Accept, outbox: Outbox) -> None:
         self.accept = accept
+        self.outbox = outbox
         self.connections: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._changed = asyncio.Event()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from controlplane.gateway.grpc_relay.headers import Block, HeaderFields
+    from controlplane.gateway.grpc_relay.outbox import Outbox
     from controlplane.gateway.grpc_relay.stream import Owner
 
 # What Triton may send of an answer before the client has taken it.
@@ -36,7 +37,7 @@ class TritonConnection(Connection):
     """The client's end of HTTP/2."""
 
     def __init__(self, upstream: Upstream) -> None:
-        super().__init__(RESPONSE_WINDOW)
+        super().__init__(RESPONSE_WINDOW, upstream.outbox)
         self._upstream = upstream
         self._next = 1
         self._leaving = False
@@ -103,12 +104,13 @@ class TritonConnection(Connection):
 class Upstream:
     """The connections to one Triton."""
 
-    def __init__(self, address: Callable[[], str]) -> None:
+    def __init__(self, address: Callable[[], str], outbox: Outbox) -> None:
         """
         Args:
             address: tells `host:port` of the server as it is now.
         """
         self._address = address
+        self.outbox = outbox
         self._connections: list[TritonConnection] = []
         self._waiting: set[asyncio.Future[None]] = set()
         self._connecting: asyncio.Task[None] | None = None
