@@ -22,6 +22,7 @@ from controlplane.gateway.grpc_relay.calls import Call
 from controlplane.gateway.grpc_relay.message import PREFIX_SIZE, Message
 from controlplane.gateway.grpc_relay.server import REQUEST_WINDOW
 from controlplane.gateway.grpc_relay.upstream import RESPONSE_WINDOW
+from controlplane.lifecycle.scheduler import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.headers import Block
@@ -177,7 +178,10 @@ class RelayedCall(Call):
         """Take the request's own timeout into account; returns its priority."""
         scan = message.scan
         if not scan.timeout_us:
-            return v2.terms(self.timeout, priority=scan.priority).priority
+            priority = scan.priority
+            return (
+                v2.terms(self.timeout, priority=priority).priority if priority else DEFAULT_PRIORITY
+            )
         terms = v2.terms(self.timeout, priority=scan.priority, timeout_us=scan.timeout_us)
         if self.began + terms.timeout < self.deadline:
             self.timeout = terms.timeout
