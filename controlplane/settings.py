@@ -51,6 +51,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         allow_http: sources over http://, which anybody on the way can change.
         allow_private_sources: sources at addresses of private networks and of this machine.
         max_source_mb: largest source of a version; also the largest archive.
+        ready_model_dirs: folders whose ready-made Triton models may run, whoever owns them.
+        allow_remote_ready_models: run ready-made Triton models from archives and S3.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
@@ -75,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_http: bool = False
     allow_private_sources: bool = False
     max_source_mb: int = 100_000
+    ready_model_dirs: tuple[str, ...] = ()
+    allow_remote_ready_models: bool = False
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
     triton_grpc_url: str | None = None
@@ -254,7 +258,7 @@ def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
 
 
 # Settings with a list value are written with commas in the environment.
-_LIST_KEYS = {"preload"}
+_LIST_KEYS = {"preload", "ready_model_dirs"}
 # Read by our own tools, not settings of the service.
 _OTHER_ENV = {"MODELMORA_URL", "MODELMORA_CONFIG"}
 

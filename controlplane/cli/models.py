@@ -11,6 +11,7 @@ import click
 
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
+from controlplane.cli.ready_models import described, summary
 from controlplane.client_types import (
     ModelInfo,
     ModelMoraApiError,
@@ -136,8 +137,10 @@ def as_source_url(source: str) -> str:
 
 def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     artefact = model.artefact or {}
+    ready_made = artefact.get("ready_made")
     dimension, parity = artefact.get("dimension"), artefact.get("parity") or {}
     remarks = [
+        f"used as it is: {summary(ready_made)}" if ready_made else "",
         f"{dimension} dimensions" if dimension else "",
         megabytes(model.artefact_bytes / _MB) if model.artefact_bytes else "",
         f"cosine to PyTorch ≥ {parity['min_cosine']:.7f}" if "min_cosine" in parity else "",
@@ -149,6 +152,8 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
         yield f"{model.current_version} stays current; to switch: modelmora use " + (
             f"{model.model_id}@{model.version}"
         )
+    elif ready_made:
+        yield f"Call it with any Triton client as {model.triton_name}, or over /v2."
     else:
         yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
 
@@ -235,7 +240,8 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("source", model.source_url or "HuggingFace hub"),
             ("revision", model.revision),
             ("checksum", model.checksum),
-            ("engine", model.engine and f"{model.backend} on {model.engine}"),
+            ("engine", _engine(model)),
+            *described(artefact.get("ready_made")),
             ("dimension", artefact.get("dimension")),
             ("max tokens", artefact.get("max_seq_length")),
             ("parity", parity and ", ".join(f"{key} {value}" for key, value in parity.items())),
@@ -247,6 +253,12 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("updated", model.updated_at and moment(model.updated_at)),
         ]
     )
+
+
+def _engine(model: ModelInfo) -> str | None:
+    if model.engine is None or model.engine == model.backend:
+        return model.engine
+    return f"{model.backend} on {model.engine}"
 
 
 def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:

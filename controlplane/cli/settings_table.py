@@ -64,6 +64,8 @@ SETTINGS = (
         "flag",
     ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
+    Setting("ready_model_dirs", "DIRS", "Folders of trusted ready-made Triton models.", "[]"),
+    Setting("allow_remote_ready_models", "BOOL", "Run ready-made models of archives, S3.", "false"),
     Setting(
         "allow_unauthenticated_network",
         "",

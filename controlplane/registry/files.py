@@ -67,12 +67,16 @@ class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
         allow_http: sources without TLS.
         allow_private: addresses of private networks and of this machine.
         max_bytes: the largest source, and the largest archive.
+        ready_dirs: folders whose ready-made Triton models are trusted, whoever owns them.
+        allow_remote_ready: ready-made Triton models from archives and S3.
     """
 
     allow_pickle: bool = False
     allow_http: bool = False
     allow_private: bool = False
     max_bytes: int = 100_000 * 1024 * 1024
+    ready_dirs: tuple[str, ...] = ()
+    allow_remote_ready: bool = False
 
 
 class SourceFile(msgspec.Struct, frozen=True):
@@ -160,7 +164,7 @@ def choose(
     if not main:
         raise ArtifactNotAccessible(
             f"{where} has no config.json, so it is not a transformers or sentence-transformers "
-            "model."
+            "model; nor has it the config.pbtxt of a ready-made Triton model."
         )
     chosen: set[str] = set()
     pickled: list[str] = []

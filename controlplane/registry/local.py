@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from controlplane.errors import ArtifactNotAccessible, ValidationFailed
+from controlplane.registry import ready_source
 from controlplane.registry.files import (
     CONFIG,
     MODULES,
@@ -50,13 +51,15 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
     Raises:
         ArtifactNotAccessible: the directory, or something in it that is needed, is missing, cannot
             be read, or is a link that leaves the directory.
-        SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
+        TritonModelInvalid, SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
     """
     where = str(folder)
     try:
         root = folder.resolve(strict=True)
         if not root.is_dir():
             raise ArtifactNotAccessible(f"{where} is not a directory.")
+        if ready_source.is_ready_folder(root):
+            return ready_source.copy_ready_folder(root, intake, rules)
         modules = root / MODULES
         folders = module_folders(modules.read_bytes() if modules.is_file() else None, where)
         names = choose(_names(root, folders), folders, where=where, allow_pickle=rules.allow_pickle)

@@ -20,12 +20,12 @@ from controlplane.errors import (
     ModelNotFound,
     ValidationFailed,
 )
-from controlplane.registry import metadata
+from controlplane.registry import metadata, ready_source
 from controlplane.registry.curated import curated_facts
 from controlplane.registry.files import MODULES
 from controlplane.registry.local import directory_of
 from controlplane.registry.metadata import CONFIG, FACTS, LARGEST_SMALL_FILE, SMALL_FILES, Facts
-from controlplane.registry.model import ModelId, check_new_model
+from controlplane.registry.model import ModelId, TaskType, check_new_model
 from controlplane.registry.patience import HubLimits
 from controlplane.registry.sources import peek
 
@@ -51,10 +51,12 @@ async def register(
         InvalidTaskType: the task, given or found, has no converter (yet).
         InvalidModelId, ModelAlreadyExists.
         ArtifactNotAccessible, DownloadFailed: the files that would tell cannot be had.
+        TritonModelInvalid: it is the folder of a ready-made Triton model, and wrong.
         SettingsError: the user's curated list is wrong.
     """
     model_id = ModelId.parse(new.model_id)
     explicit = _explicit(new)
+    _check_custom(new)
     if new.task_type is not None:
         # the version's files tell the rest when they come
         return store.register(_described(new, metadata.merged({}, {}, explicit)))
@@ -73,6 +75,14 @@ async def register(
     return store.register(_described(msgspec.structs.replace(new, task_type=task), facts))
 
 
+def _check_custom(new: NewModel) -> None:
+    custom = new.task_type is not None and TaskType.parse(new.task_type) is TaskType.CUSTOM
+    if custom and new.source_url is None:
+        raise ValidationFailed.field(
+            "source_url", "is required for custom, the task of ready-made Triton models"
+        )
+
+
 def _refuse_known(store: ModelStore, model_id: ModelId) -> None:
     """Before the hub is asked for nothing."""
     try:
@@ -87,7 +97,7 @@ def _refuse_empty(where: str, names: Iterable[str]) -> None:
     if not {CONFIG, MODULES} & set(names):
         raise ArtifactNotAccessible(
             f"{where} has no config.json, so it is not a transformers or sentence-transformers "
-            "model."
+            "model; nor has it the config.pbtxt of a ready-made Triton model."
         )
 
 
@@ -114,6 +124,9 @@ async def _files_facts(
         folder = directory_of(new.source_url)
         if not folder.is_dir():
             raise ArtifactNotAccessible(f"{folder} is not a directory on the server's machine.")
+        if ready_source.is_ready_folder(folder):
+            await asyncio.to_thread(ready_source.examine, folder.resolve(), new.version)
+            return await asyncio.to_thread(metadata.read_folder, folder)
         _refuse_empty(str(folder), [path.name for path in folder.iterdir()])
         return await asyncio.to_thread(metadata.read_folder, folder)
     try:

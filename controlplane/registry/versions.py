@@ -188,6 +188,8 @@ class VersionStore:
         with self._change() as events:
             known = self.version(model_id, version)
             declared = known.resource_requirements if known.requirements_declared else None
+            # a process takes memory beside its model's files
+            load_bytes = max(artefact_bytes, manifest.get("load_bytes", 0))
             framework_version = manifest.get("converter", {}).get("torch", known.framework_version)
             events.append(
                 self._move(
@@ -199,7 +201,7 @@ class VersionStore:
                     artefact=manifest,
                     artefact_bytes=artefact_bytes,
                     artefact_checksum=artefact_checksum,
-                    resource_requirements=declared or ResourceRequirements.estimate(artefact_bytes),
+                    resource_requirements=declared or ResourceRequirements.estimate(load_bytes),
                 )
             )
         return self.version(known.model_id, known.version)

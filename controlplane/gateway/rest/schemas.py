@@ -19,6 +19,7 @@ from controlplane.registry.model import (
     NewModel,
     ResourceRequirements,
 )
+from controlplane.registry.ready_artefact import describe
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -239,6 +240,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
         "max_seq_length": embedding.get("max_seq_length"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
+        "ready_made": describe(manifest),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 
