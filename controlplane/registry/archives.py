@@ -17,7 +17,12 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeights
+from controlplane.errors import (
+    ArtifactNotAccessible,
+    SourceRefused,
+    TritonModelInvalid,
+    UnsafeWeights,
+)
 from controlplane.registry.files import (
     CONFIG,
     MODULES,
@@ -28,6 +33,11 @@ from controlplane.registry.files import (
     module_folders,
     refuse_code,
 )
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import choose as choose_ready
+from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.ready_source import check_remote
+from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +84,7 @@ def unpack(received: FileIntake, where: str, intake: Intake, rules: SourceRules)
     received.sync()
     try:
         _unpack(received.part, where, intake, rules)
-    except (ArtifactNotAccessible, SourceRefused, UnsafeWeights):
+    except (ArtifactNotAccessible, SourceRefused, TritonModelInvalid, UnsafeWeights):
         received.forget()
         raise
     received.forget()
@@ -100,6 +110,9 @@ def _take(
     sizes = _listing(reader, where, archive.stat().st_size, intake)
     top = _top(sizes)
     names = {path.removeprefix(top): path for path in sizes if path.startswith(top)}
+    if is_ready_made(names):
+        _take_ready(reader, names, sizes, where, intake, rules)
+        return
     modules = names.get(MODULES)
     if modules is not None:
         reader.copy({modules: MODULES}, intake)
@@ -114,6 +127,25 @@ def _take(
     for some in (small, {path: name for path, name in wanted.items() if path not in small}):
         reader.copy(some, intake)
         _check(chosen, where, intake)
+
+
+def _take_ready(
+    reader: _Tar | _Zip,
+    names: dict[str, str],
+    sizes: dict[str, int],
+    where: str,
+    intake: Intake,
+    rules: SourceRules,
+) -> None:
+    """A ready-made Triton model; `names` has the entries' paths by those within the model."""
+    check_remote(where, rules)
+    if sizes[names[TRITON_CONFIG]] > LARGEST_CONFIG:
+        raise ArtifactNotAccessible(f"{where} has a {TRITON_CONFIG} that is no configuration.")
+    reader.copy({names[TRITON_CONFIG]: TRITON_CONFIG}, intake)
+    chosen = choose_ready(names, intake.read(TRITON_CONFIG), intake.version, where).files
+    total = sum(sizes[names[name]] for name in chosen)
+    intake.expect(total)
+    reader.copy({names[name]: name for name in chosen if not intake.has(name)}, intake)
 
 
 def _check(chosen: tuple[str, ...], where: str, intake: Intake) -> None:

@@ -19,7 +19,7 @@ from controlplane.registry.ready_models import CONFIG, MOST_FILES, choose, is_re
 from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from controlplane.registry.files import FetchedSource, SourceRules
     from controlplane.registry.intake import Intake
@@ -72,14 +72,11 @@ def copy_ready_folder(root: Path, intake: Intake, rules: SourceRules) -> Fetched
     return intake.finish(None, root.as_uri())
 
 
-def choose_remote(
-    names: Collection[str], intake: Intake, where: str, rules: SourceRules
-) -> tuple[str, ...]:
-    """The files to take of an archive or bucket; its config.pbtxt was received.
+def check_remote(where: str, rules: SourceRules) -> None:
+    """Whether a ready-made model of an archive or bucket may run in the server.
 
     Raises:
-        SourceRefused: the operator allows no ready-made models from elsewhere.
-        TritonModelInvalid: naming what is wrong with it.
+        SourceRefused: the operator allows none from elsewhere.
     """
     if not rules.allow_remote_ready:
         raise SourceRefused(
@@ -87,7 +84,6 @@ def choose_remote(
             "look at it and install the directory; or trust all such sources with "
             "MODELMORA_ALLOW_REMOTE_READY_MODELS=true."
         )
-    return choose(names, intake.read(CONFIG), intake.version, where).files
 
 
 def check_trust(root: Path, rules: SourceRules) -> None:

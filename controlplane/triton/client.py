@@ -270,7 +270,8 @@ class TritonClient:
     ) -> None:
         """Send one request to a decoupled model and wait for its first response, or its end.
 
-        Further responses are not waited for: Triton is told to cancel the request.
+        Further responses are not waited for: Triton is told to cancel the request. The stream ends
+        with the request's last response, also where there is none: nothing else is sent on it.
 
         Args:
             timeout: seconds.
@@ -284,8 +285,6 @@ class TritonClient:
                 "model_name": name,
                 "model_version": str(version),
                 "inputs": [_tensor(key, array) for key, array in inputs.items()],
-                # a model may answer with nothing but its end
-                "parameters": {"triton_enable_empty_final_response": True},
             }
 
         stream = self._grpc.stream_infer(requests(), stream_timeout=timeout)
