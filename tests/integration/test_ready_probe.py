@@ -72,6 +72,11 @@ async def test_a_model_without_its_process_is_found_ill(
     await eventually(lambda: not loader.triton.server.stub_pids(name, 1))
     with pytest.raises(TritonError):
         await ready_probe.probe(triton_client, name, 1, manifest)
+    # After a request has met a dead stub this server takes more than 30 s to unload the model.
+    server, old = loader.triton.server, loader.triton.server.pid
+    assert server.kill()
+    await eventually(lambda: server.state == "ready" and server.pid not in (None, old))
+    await eventually(triton_client.live)
 
 
 async def test_a_model_that_does_not_answer_is_found_ill_unless_it_is_not_to_be_asked(

@@ -1,4 +1,4 @@
-"""Ready-made Triton models out of folders, archives on the web and S3: same files, same checksum."""
+"""Ready-made Triton models from folders, archives and S3: same files, same checksum."""
 
 from __future__ import annotations
 
