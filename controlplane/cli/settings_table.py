@@ -64,8 +64,20 @@ SETTINGS = (
         "flag",
     ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
-    Setting("ready_model_dirs", "DIRS", "Folders of trusted ready-made Triton models.", "[]"),
-    Setting("allow_remote_ready_models", "BOOL", "Run ready-made models of archives, S3.", "false"),
+    Setting(
+        "ready_model_dirs",
+        "DIR",
+        "Ready-made Triton models below it may run, whoever owns them; may be repeated.",
+        "[/srv/models]",
+        "list",
+    ),
+    Setting(
+        "allow_remote_ready_models",
+        "",
+        "Run ready-made Triton models from archives and S3.",
+        "false",
+        "flag",
+    ),
     Setting(
         "allow_unauthenticated_network",
         "",

@@ -8,6 +8,7 @@ of one name differ cannot be installed side by side.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,12 @@ def check_agreement(
 
 
 def place(home: Path, version: Path, paths: Iterable[str]) -> None:
-    """Put a version's root files into the model's folder; what is there is the same."""
+    """Put a version's root files into the model's folder; what is the same stays untouched."""
     for path in paths:
-        target = home / path
-        if not target.exists():
+        source, target = version / ROOT / path, home / path
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(version / ROOT / path, target)
+            _link(source, target)
 
 
 def _link(source: Path, target: Path) -> None:
