@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,7 +24,9 @@ from controlplane.registry.metadata import (
     to_metadata,
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
-from controlplane.registry.sources import HubLimits, fetch, rules_of
+from controlplane.registry.remote_code import check_conversion, check_permitted
+from controlplane.registry.sources import HubLimits, SourceRules, fetch, rules_of
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from controlplane.settings import Settings
 
 _DOWNLOADS_AT_ONCE = 4
-_T = TypeVar("_T")
 
 
 class _Artefact(msgspec.Struct):
@@ -137,14 +137,14 @@ class Installation:
             self._model.source_url,
             self._source,
             cache=self._shop.cache,
-            rules=rules_of(self._shop.settings),
+            rules=self._rules(),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,
             limits=self._shop.limits,
         )
         loop = asyncio.get_running_loop()
-        waiting = _to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
+        waiting = to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
         timeout = self._shop.settings.install_timeout
         try:
             return await asyncio.wait_for(waiting, timeout)
@@ -152,6 +152,17 @@ class Installation:
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+
+    def _rules(self) -> SourceRules:
+        """What the operator allows, and this version wants, of its source.
+
+        Raises:
+            RemoteCodeRefused: it wants more than is allowed.
+        """
+        settings, trusted = self._shop.settings, self.version.trust_remote_code
+        what = f"{self._model.model_id} version {self.version.version}"
+        check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
+        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""
@@ -172,6 +183,7 @@ class Installation:
             try:
                 manifest = await convert(
                     self._command(source, output),
+                    alone=self.version.trust_remote_code,
                     timeout=self._shop.settings.install_timeout,
                     on_progress=self._report,
                 )
@@ -192,7 +204,12 @@ class Installation:
         command = [*self._shop.converter]
         for name, value in options.items():
             command += [name, value] if value is not None else []
-        return [*command, "--allow-pickle"] if self._shop.settings.allow_pickle else command
+        settings = self._shop.settings
+        if settings.allow_pickle:
+            command.append("--allow-pickle")
+        if check_conversion(self.version, allowed=settings.allow_remote_code):
+            command.append("--trust-remote-code")
+        return command
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""
@@ -212,7 +229,7 @@ class Installation:
         number = self.version.triton_version
         publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)
         try:
-            await _to_its_end(asyncio.ensure_future(publishing))
+            await to_its_end(asyncio.ensure_future(publishing))
             self._shop.store.mark_ready(
                 name,
                 version,
@@ -223,22 +240,3 @@ class Installation:
         except BaseException:
             self._shop.repository.remove_version(self.model_id, number)
             raise
-
-
-async def _to_its_end(
-    work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
-) -> _T:
-    """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.
-
-    Without that the thread would go on writing into folders that are being removed.
-    """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        on_cancel()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # looked at, so that it is not reported as lost
-        raise

@@ -112,19 +112,29 @@ def fetch(
 
 
 def peek(
-    model_id: ModelId, version: str, names: Sequence[str], largest: int, limits: HubLimits
+    model_id: ModelId,
+    version: str,
+    source_url: str | None,
+    names: Sequence[str],
+    *,
+    largest: int,
+    limits: HubLimits,
 ) -> dict[str, bytes]:
-    """Small files of a version on the hub, those of `names` that it has; nothing is kept.
+    """Small files of a version, those of `names` that it has; nothing is kept.
 
     Blocks; run it in a thread.
 
     Args:
+        source_url: `s3://bucket/prefix`; None for the hub.
         largest: bytes; larger files are left out.
 
     Raises:
         ArtifactNotAccessible, DownloadFailed: as `fetch`.
     """
-    return Hub(str(model_id), limits, Stop(threading.Event())).peek(version, names, largest)
+    stop = Stop(threading.Event())
+    if source_url is not None:
+        return S3(source_url, limits, stop).peek(names, largest)
+    return Hub(str(model_id), limits, stop).peek(version, names, largest)
 
 
 def list_refs(model_id: ModelId, *, limits: HubLimits | None = None) -> HubRefs:

@@ -78,6 +78,7 @@ async def add_version(
     services: GivenServices,
 ) -> VersionResponse:
     """Enter a further version of a model. Nothing is downloaded, the current one stays."""
+    services.installer.check_code(f"{org}/{repo} version {data.version}", data.trust_remote_code)
     added = services.store.add_version(model_name(org, repo), data.version, **data.fields())
     return _render(services, services.store.get(added.model_id), added)
 
