@@ -84,7 +84,8 @@ def refuse_untrusted(config: bytes, path: str, where: str, *, trusted: bool) -> 
             f"{where} brings its own code (auto_map in its {path}), which runs only where "
             "somebody has said so. If transformers has this architecture built in, remove auto_map "
             "in a copy of the model and install that with --source. If you have read the code and "
-            "trust it: install with --trust-remote-code, on a server with MODELMORA_ALLOW_REMOTE_CODE=true."
+            "trust it: install with --trust-remote-code, on a server with "
+            "MODELMORA_ALLOW_REMOTE_CODE=true."
         )
     elsewhere = next((module for module in modules if "--" in module), None)
     if elsewhere is not None:

@@ -243,7 +243,8 @@ class LockActivities:
     def _request(self, step: Step, document: LockDocument) -> None:
         entry = document.entry(step.action.model_id)
         assert entry is not None, step.action  # actions to install are made of entries
-        self._installer.check_code(entry.model_id, entry.trust_remote_code)
+        if entry.trust_remote_code:  # before the catalog knows of it
+            self._installer.check_code(entry.model_id, entry.trust_remote_code)
         bring(self._store, entry, step.action.version)
         self._installer.request(entry.model_id, step.action.version)
 

@@ -24,6 +24,7 @@ from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.catalog import pick
 from controlplane.registry.model import Model, ModelId
 from controlplane.registry.registration import register
+from controlplane.registry.remote_code import check_permitted
 from controlplane.registry.upgrades import ensure_version
 
 TAGS = ["Models"]
@@ -206,7 +207,8 @@ async def download_model(
     name = model_name(org, repo)
     wanted = data.version if data else None
     trusted = data is not None and data.trust_remote_code
-    services.installer.check_code(name, trusted)
+    allowed = services.settings.allow_remote_code
+    check_permitted(name, trusted=trusted, allowed=allowed)
     if wanted is None and trusted:
         wanted = services.store.get(name).current_version
     if wanted is not None:
