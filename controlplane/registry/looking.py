@@ -129,5 +129,8 @@ async def _look_into_archive(shop: Workshop, model_id: ModelId, new: NewModel) -
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+        except BaseException:
+            remove_tree(folder)  # whole, but not the bytes that are pinned
+            raise
     facts = await asyncio.to_thread(metadata.read_folder, folder)
     return Look(facts=facts, source=source, folder=folder)
