@@ -61,6 +61,10 @@ class S3:
         with self._explained():
             self._client = _client(limits)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def fetch(self, intake: Intake, rules: SourceRules, *, archive: bool) -> FetchedSource:
         """Receive the model.
 
@@ -172,13 +176,13 @@ class S3:
         answer = self._client.get_object(
             Bucket=self._bucket, Key=item.key, IfMatch=item.tag, **more
         )
-        if answer.get("ETag", item.tag) != item.tag:  # of a server that knows no If-Match
-            raise self._changed()
-        if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:  # nor Range
-            start = 0
         # Only what S3 encrypts with its own keys, or not at all, has its MD5 as ETag.
         self._plain_md5 = answer.get("ServerSideEncryption") in (None, "AES256")
         with closing(answer["Body"]) as body:
+            if answer.get("ETag", item.tag) != item.tag:  # of a server that knows no If-Match
+                raise self._changed()
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:  # nor Range
+                start = 0
             yield Answer(start, body.iter_chunks(_CHUNK))
 
     def _verify(self, item: _Object, target: FileIntake) -> None:

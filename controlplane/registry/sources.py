@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ChecksumMismatch, ValidationFailed
@@ -133,7 +134,8 @@ def peek(
     """
     stop = Stop(threading.Event())
     if source_url is not None:
-        return S3(source_url, limits, stop).peek(names, largest)
+        with closing(S3(source_url, limits, stop)) as s3:
+            return s3.peek(names, largest)
     return Hub(str(model_id), limits, stop).peek(version, names, largest)
 
 
@@ -157,4 +159,5 @@ def _fetch_url(
         return copy_directory(directory_of(source_url), intake, rules)
     if url.kind == "web archive":
         return fetch_web_archive(source_url, url, intake, rules, limits, stop)
-    return S3(source_url, limits, stop).fetch(intake, rules, archive=url.kind == "s3 archive")
+    with closing(S3(source_url, limits, stop)) as s3:
+        return s3.fetch(intake, rules, archive=url.kind == "s3 archive")
