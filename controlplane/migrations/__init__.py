@@ -15,6 +15,7 @@ from controlplane.migrations import (
     m0005_pinned,
     m0007_current_status,
     m0010_custom_task,
+    m0011_remote_code,
 )
 
 if TYPE_CHECKING:
@@ -29,4 +30,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0005_pinned,
     m0007_current_status,
     m0010_custom_task,
+    m0011_remote_code,
 )

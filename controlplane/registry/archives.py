@@ -23,20 +23,12 @@ from controlplane.errors import (
     TritonModelInvalid,
     UnsafeWeights,
 )
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    check_shards,
-    choose,
-    is_plain_path,
-    module_folders,
-    refuse_code,
-)
+from controlplane.registry.files import MODULES, is_plain_path
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import choose as choose_ready
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.ready_source import check_remote
+from controlplane.registry.selection import check_received, choose, module_folders
 from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
@@ -117,7 +109,7 @@ def _take(
     if modules is not None:
         reader.copy({modules: MODULES}, intake)
     folders = module_folders(intake.read(MODULES) if modules is not None else None, where)
-    chosen = choose(names, folders, where=where, allow_pickle=rules.allow_pickle)
+    chosen = choose(names, folders, where=where, rules=rules)
     total = sum(sizes[names[name]] for name in chosen)
     here = archive.stat().st_size
     intake.expect(here + total, here=here)
@@ -126,7 +118,7 @@ def _take(
     small = {path: name for path, name in wanted.items() if sizes[path] <= _MB}
     for some in (small, {path: name for path, name in wanted.items() if path not in small}):
         reader.copy(some, intake)
-        _check(chosen, where, intake)
+        check_received(intake, chosen, where, rules)
 
 
 def _take_ready(
@@ -146,14 +138,6 @@ def _take_ready(
     total = sum(sizes[names[name]] for name in chosen)
     intake.expect(total)
     reader.copy({names[name]: name for name in chosen if not intake.has(name)}, intake)
-
-
-def _check(chosen: tuple[str, ...], where: str, intake: Intake) -> None:
-    for name in filter(intake.has, chosen):
-        if name.endswith(SAFE_INDEX):
-            check_shards(intake.read(name), name, chosen, where)
-        if name.rpartition("/")[2] == CONFIG:
-            refuse_code(intake.read(name), where)
 
 
 def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> dict[str, int]:

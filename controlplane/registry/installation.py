@@ -8,7 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,7 +28,9 @@ from controlplane.registry.metadata import (
 from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
 from controlplane.registry.ready_artefact import prepare
 from controlplane.registry.ready_models import ServerFacts, is_ready_source
-from controlplane.registry.sources import HubLimits, fetch, rules_of
+from controlplane.registry.remote_code import check_conversion, check_permitted
+from controlplane.registry.sources import HubLimits, SourceRules, fetch, rules_of
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from controlplane.settings import Settings
 
 _DOWNLOADS_AT_ONCE = 4
-_T = TypeVar("_T")
 
 
 class _Artefact(msgspec.Struct):
@@ -144,14 +145,14 @@ class Installation:
             self._model.source_url,
             self._source,
             cache=self._shop.cache,
-            rules=rules_of(self._shop.settings),
+            rules=self._rules(),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,
             limits=self._shop.limits,
         )
         loop = asyncio.get_running_loop()
-        waiting = _to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
+        waiting = to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
         timeout = self._shop.settings.install_timeout
         try:
             return await asyncio.wait_for(waiting, timeout)
@@ -159,6 +160,17 @@ class Installation:
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+
+    def _rules(self) -> SourceRules:
+        """What the operator allows, and this version wants, of its source.
+
+        Raises:
+            RemoteCodeRefused: it wants more than is allowed.
+        """
+        settings, trusted = self._shop.settings, self.version.trust_remote_code
+        what = f"{self._model.model_id} version {self.version.version}"
+        check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
+        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""
@@ -187,6 +199,7 @@ class Installation:
         async with self._staged(source) as output:
             manifest = await convert(
                 self._command(source, output),
+                alone=self.version.trust_remote_code,
                 timeout=self._shop.settings.install_timeout,
                 on_progress=self._report,
             )
@@ -212,7 +225,7 @@ class Installation:
                 output,
                 server,
             )
-            manifest = await _to_its_end(asyncio.ensure_future(work))
+            manifest = await to_its_end(asyncio.ensure_future(work))
             await self._publish(source, manifest, output)
 
     @contextlib.asynccontextmanager
@@ -240,7 +253,12 @@ class Installation:
         command = [*self._shop.converter]
         for name, value in options.items():
             command += [name, value] if value is not None else []
-        return [*command, "--allow-pickle"] if self._shop.settings.allow_pickle else command
+        settings = self._shop.settings
+        if settings.allow_pickle:
+            command.append("--allow-pickle")
+        if check_conversion(self.version, allowed=settings.allow_remote_code):
+            command.append("--trust-remote-code")
+        return command
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""
@@ -260,7 +278,7 @@ class Installation:
         number = self.version.triton_version
         publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)
         try:
-            await _to_its_end(asyncio.ensure_future(publishing))
+            await to_its_end(asyncio.ensure_future(publishing))
             self._shop.store.mark_ready(
                 name,
                 version,
@@ -275,22 +293,3 @@ class Installation:
 
 def _has_gpu() -> bool:
     return Path("/dev/nvidia0").exists()
-
-
-async def _to_its_end(
-    work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
-) -> _T:
-    """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.
-
-    Without that the thread would go on writing into folders that are being removed.
-    """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        on_cancel()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # looked at, so that it is not reported as lost
-        raise

@@ -138,8 +138,13 @@ def read_folder(folder: Path) -> Facts:
             return None
 
     if is_ready_made(os.listdir(folder)):  # noqa: PTH208 names are enough
-        return {"task_type": Fact(TaskType.CUSTOM.value, FILE, TRITON_CONFIG)}
+        return ready_made_facts()
     return read_facts(read) | weight_facts(folder)
+
+
+def ready_made_facts() -> Facts:
+    """What every ready-made Triton model tells."""
+    return {"task_type": Fact(TaskType.CUSTOM.value, FILE, TRITON_CONFIG)}
 
 
 def weight_facts(folder: Path) -> Facts:

@@ -87,6 +87,13 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = {}
     created_by: str | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -163,6 +170,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -222,6 +230,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             updated_at=model.updated_at,
             version_number=model.version,
             pinned=model.pinned,
+            trust_remote_code=current.trust_remote_code,
         )
 
 
@@ -259,6 +268,13 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code). For versions that were not downloaded yet."
+        ),
+    ] = False
 
 
 # -- lifecycle ---------------------------------------------------------------------------------
