@@ -154,7 +154,8 @@ def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> di
             raise SourceRefused(
                 f"{where} would grow to more than {_LARGEST_RATIO} times its size; no model does."
             )
-        plain = path.removeprefix("./").rstrip("/")
+        # `tar -C folder .` has an entry for the folder itself
+        plain = path.removeprefix("./").rstrip("/") if path != "." else ""
         if kind == "other" or not (is_plain_path(plain) or (kind == "folder" and not plain)):
             raise SourceRefused(
                 f"{where} holds {path[:200]!r}, a link, a device or a path that leaves its folder."

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,10 +23,10 @@ from tests import ready_folders
 from tests.hub import wait_until
 from tests.service import Service
 from tests.triton_models import trivial_model
+from tests.webserver import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
@@ -310,9 +311,16 @@ def test_it_is_locked_verified_and_synced_like_any_model(service: Service, tmp_p
     written = (place / "modelmora.lock").read_text()
     assert "lock/echo" in written
     assert "task_type: custom" in written
+    assert run("uninstall", "lock/echo", "--force").returncode == 0
+    synced = run("sync")
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    for answer in both(service, "lock--echo", text(b"back")):
+        assert answer["echo"].tolist() == [[b"back"]]
     verified = run("verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr
-    artefact = service.model_repository / "lock--echo" / "1" / "model.py"
+    assert run("lock", "--check").returncode == 0, "the same bytes, the same artefact"
+    (number,) = (p.name for p in (service.model_repository / "lock--echo").glob("[0-9]*"))
+    artefact = service.model_repository / "lock--echo" / number / "model.py"
     artefact.write_text(artefact.read_text() + "# changed\n")
     verified = run("verify")
     assert verified.returncode != 0
@@ -380,6 +388,37 @@ def test_a_service_killed_while_it_installs_finishes_with_the_next_start(
         assert running.stop() == 0
     finally:
         running.end()
+
+
+def test_a_catalog_file_may_list_it(service: Service, tmp_path: Path) -> None:
+    ready_folders.echo(tmp_path / "models" / "listed")
+    listed = "models:\n  - model_id: own/listed\n    source: ./models/listed\n"
+    (tmp_path / "modelmora.yaml").write_text(listed)
+    synced = modelmora(service, "catalog", "sync", "--file", str(tmp_path / "modelmora.yaml"))
+    assert synced.returncode == 0, synced.stdout + synced.stderr
+    with service.client() as client:
+        assert client.install("own/listed", timeout=30).task_type == "custom"
+    for answer in both(service, "own--listed", text(b"x")):
+        assert answer["echo"].tolist() == [[b"x"]]
+
+
+def test_an_archive_is_taken_where_the_operator_trusts_archives(tmp_path: Path) -> None:
+    folder = ready_folders.echo(tmp_path / "model")
+    packed = Path(shutil.make_archive(str(tmp_path / "echo"), "gztar", folder))
+    with WebServer(tmp_path) as web:
+        web.files["/echo.tar.gz"] = packed.read_bytes()
+        trusting = dict.fromkeys(
+            ("ALLOW_HTTP", "ALLOW_PRIVATE_SOURCES", "ALLOW_REMOTE_READY_MODELS"), "true"
+        )
+        running = Service(tmp_path / "trusting", **trusting).start()
+        try:
+            with running.client() as client:
+                model = client.install("web/echo", source_url=f"{web.url}/echo.tar.gz", timeout=60)
+            assert model.task_type == "custom"
+            for answer in both(running, "web--echo", text(b"x")):
+                assert answer["echo"].tolist() == [[b"x"]]
+        finally:
+            running.end()
 
 
 def test_uninstalling_leaves_nothing(service: Service, tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def test_an_archive_gives_what_its_folder_gives(
     assert local.checksum == remote.checksum
 
 
+def test_an_archive_may_have_an_entry_for_its_own_folder(
+    web: WebServer, folder: Path, tmp_path: Path
+) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.add(folder, arcname=".")  # as `tar -C folder -cf m.tar .` does
+    web.files["/m.tar"] = content.getvalue()
+    remote = fetched(tmp_path / "remote", f"{web.url}/m.tar")
+    assert [file.path for file in remote.files] == TAKEN
+
+
 def test_a_prefix_of_a_bucket_gives_what_its_folder_gives(
     bucket: Any, folder: Path, tmp_path: Path
 ) -> None:
