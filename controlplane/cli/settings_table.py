@@ -63,6 +63,13 @@ SETTINGS = (
         "flag",
     ),
     Setting(
+        "allow_remote_code",
+        "",
+        "Let versions registered with trust_remote_code run their repository's code to convert.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_http",
         "",
         "Take sources over http://, which anybody on the way can change.",
@@ -77,6 +84,20 @@ SETTINGS = (
         "flag",
     ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
+    Setting(
+        "ready_model_dirs",
+        "DIR",
+        "Ready-made Triton models below it may run, whoever owns them; may be repeated.",
+        "[/srv/models]",
+        "list",
+    ),
+    Setting(
+        "allow_remote_ready_models",
+        "",
+        "Run ready-made Triton models from archives and S3.",
+        "false",
+        "flag",
+    ),
     Setting(
         "allow_unauthenticated_network",
         "",

@@ -133,6 +133,7 @@ def version_from(row: Row, model_id: str) -> ModelVersion:
         requirements_declared=bool(row["requirements_declared"]),
         artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
         metadata=msgspec.json.decode(row["metadata"]),
+        trust_remote_code=bool(row["trust_remote_code"]),
     )
 
 

@@ -13,6 +13,7 @@ from controlplane.registry.model import (
     Model,
     ModelId,
     ModelVersion,
+    VersionStatus,
     is_semantic,
     version_sort_key,
 )
@@ -133,20 +134,32 @@ async def outdated(store: ModelStore, name: str | None = None) -> list[Update]:
 
 
 def ensure_version(
-    store: ModelStore, name: str, version: str, *, target: Target | None = None
+    store: ModelStore,
+    name: str,
+    version: str,
+    *,
+    target: Target | None = None,
+    trust_remote_code: bool = False,
 ) -> ModelVersion:
     """The version of that name, registered beside the others if it is new.
 
+    Args:
+        trust_remote_code: its repository's code may run; never passed on from another version,
+            whose code somebody else may have read.
+
     Raises:
-        InvalidModelId, ModelNotFound, ValidationFailed.
+        InvalidModelId, ModelNotFound.
+        ValidationFailed: its name is wrong, or it stands for files without code already.
     """
     model = store.get(name)
     known = model.find_version(version)
     if known is not None:
+        if trust_remote_code and known.status is not VersionStatus.READY:
+            return store.trust_code(model.model_id, known.version)
         return known
     if version == LATEST:  # none is ready: what that means depends on the current one
         return model.current
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if target is not None:
         fields["revision"] = target.revision
         fields["metadata"] = {} if target.branch is None else {"branch": target.branch}
