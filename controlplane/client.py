@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import httpx
 import msgspec
 
+from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
 from controlplane import client_memory, client_versions
 from controlplane import client_operations as operations
@@ -264,6 +265,10 @@ class ModelMoraClient:
     unpin = _sync(client_versions.unpin)
     outdated = _sync(client_versions.outdated)
     memory = _sync(client_memory.memory)
+    keep = _sync(lifecycle_operations.keep)
+    release = _sync(lifecycle_operations.release)
+    warm_up = _sync(lifecycle_operations.warm_up)
+    plan = _sync(lifecycle_operations.plan)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -367,6 +372,10 @@ class AsyncModelMoraClient:
     unpin = _async(client_versions.unpin)
     outdated = _async(client_versions.outdated)
     memory = _async(client_memory.memory)
+    keep = _async(lifecycle_operations.keep)
+    release = _async(lifecycle_operations.release)
+    warm_up = _async(lifecycle_operations.warm_up)
+    plan = _async(lifecycle_operations.plan)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

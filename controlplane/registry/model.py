@@ -271,6 +271,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         return ModelId.parse(self.model_id).triton_name
 
     @property
+    def need_source(self) -> str:
+        """Where `need_mb` comes from: measured, declared or estimated."""
+        if self.measured_memory_mb is not None:
+            return "measured"
+        return "declared" if self.requirements_declared else "estimated"
+
+    @property
     def need_mb(self) -> float:
         """Memory to reserve for a load, in MB: measured, else declared, else 1.5 x artefact."""
         if self.measured_memory_mb is not None:
