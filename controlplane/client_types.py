@@ -303,6 +303,7 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     active_requests: int = 0
     load_seconds: float | None = None
     process_id: int | None = None
+    gpu_vram_mb: float | None = None
     health_status: HealthStatus | None = None
 
 

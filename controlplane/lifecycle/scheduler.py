@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRIORITY", "Effects", "Key", "Lease", "Scheduler"]
 
 DEFAULT_PRIORITY = 3
+# Seconds that the stop waits for each load under way.
+CLOSE_PATIENCE = 10.0
 
 
 class Scheduler:
@@ -384,11 +386,12 @@ class Scheduler:
             resident.fail_waiters(ServiceUnavailable("The service is stopping."))
         for resident in list(self._ledger.residents.values()):
             if resident.effect is not None and resident.state is ModelState.LOADING:
-                await asyncio.wait({resident.effect})
+                # A load that hangs ends with Triton.
+                await asyncio.wait({resident.effect}, timeout=CLOSE_PATIENCE)
             if self._ledger.server_up and resident.state is ModelState.LOADED:
                 self._transitions.begin_unload(resident, "shutdown")
-        effects = [r.effect for r in self._ledger.residents.values() if r.effect is not None]
-        if effects:
+        leaving = [r for r in self._ledger.residents.values() if r.state is not ModelState.LOADING]
+        if effects := [r.effect for r in leaving if r.effect is not None]:
             await asyncio.wait(effects)
         await self._transitions.end_tasks()
 

@@ -329,6 +329,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     last_used_at: datetime | UnsetType = UNSET
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
+    gpu_vram_mb: float | UnsetType = UNSET
     keep_loaded: bool = False
 
     @classmethod
@@ -353,6 +354,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             last_used_at=present(view.last_used_at),
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
+            gpu_vram_mb=UNSET if view.gpu_mb is None else round(view.gpu_mb, 1),
             keep_loaded=view.keep_loaded,
         )
 
