@@ -211,6 +211,11 @@ def test_files_beside_the_version_folder_and_modules_come_along(
     failed = modelmora(service, "install", "own/labelled@v2", "--source", str(folder))
     assert failed.returncode != 0
     assert "labels/names.txt: differs from that of version main" in failed.stderr
+    (folder / "labels" / "names.txt").write_text("cat\ndog\n")
+    (folder / "1" / "helper.py").write_text("def shout(text):\n    return text\n")
+    installed(service, "own/labelled@v2", folder)
+    for answer in both(service, "own--labelled", text(b"x"), model_version="2"):
+        assert answer["echo"].tolist() == [[b"cat\ndog\n"]]
     with service.client() as client:
         client.delete("own/labelled", force=True)
     assert not home.exists()
