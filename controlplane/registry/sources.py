@@ -143,14 +143,23 @@ def peek(
     return Hub(str(model_id), limits, stop).peek(version, names, largest)
 
 
-def list_refs(model_id: ModelId, *, limits: HubLimits | None = None) -> HubRefs:
+def list_refs(
+    model_id: ModelId,
+    *,
+    limits: HubLimits | None = None,
+    cancelled: threading.Event | None = None,
+) -> HubRefs:
     """Ask the hub for a repository's branches and tags. Blocks; run it in a thread.
 
+    Args:
+        cancelled: set it to have no further attempt made.
+
     Raises:
+        FetchCancelled.
         ArtifactNotAccessible: no such repository, or not ours to read.
         DownloadFailed: the hub does not answer within `limits.resolve`, or not sensibly.
     """
-    return Hub(str(model_id), limits or HubLimits(), Stop(threading.Event())).refs()
+    return Hub(str(model_id), limits or HubLimits(), Stop(cancelled or threading.Event())).refs()
 
 
 def _fetch_url(
