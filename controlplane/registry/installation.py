@@ -226,6 +226,9 @@ class Installation:
                 server,
             )
             manifest = await to_its_end(asyncio.ensure_future(work))
+            # before it is pinned: the folder may be put right and installed again
+            number = self.version.triton_version
+            self._shop.repository.check_root_files(self.model_id, number, manifest)
             await self._publish(source, manifest, output)
 
     @contextlib.asynccontextmanager

@@ -33,7 +33,7 @@ from controlplane.triton import model_config
 from controlplane.triton.ready_config import READY_MADE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from controlplane.registry.model import ModelId
 
@@ -43,6 +43,7 @@ STAGING = ".staging"
 MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 _BACKEND = re.compile(r"[a-z][a-z0-9_]*")
+_OTHERS_BACKEND = re.compile(r"[A-Za-z0-9_.-]+")  # only ever a word of config.pbtxt
 _MODEL_PY = """\
 # Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
 from backends.{backend}.model import TritonPythonModel as TritonPythonModel
@@ -81,7 +82,7 @@ class ModelRepository:
         manifest = _checked_manifest(artefact)
         name = model_id.triton_name
         ready_made = READY_MADE in manifest
-        self._check_root_files(name, triton_version, manifest)
+        self.check_root_files(model_id, triton_version, manifest)
         config = _config(name, triton_version, manifest, artefact)
         size_mb = sum(entry["size"] for entry in manifest["files"]) / 2**20
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
@@ -133,7 +134,13 @@ class ModelRepository:
             (self.root / name / str(triton_version)).rename(scratch / str(triton_version))
         self._repair(name)
 
-    def _check_root_files(self, name: str, number: int, manifest: dict[str, Any]) -> None:
+    def check_root_files(self, model_id: ModelId, number: int, manifest: Mapping[str, Any]) -> None:
+        """Whether a version's root files may lie beside those of the model's other versions.
+
+        Raises:
+            TritonModelInvalid: naming a file that differs.
+        """
+        name = model_id.triton_name
         others = [n for n in self._with_manifest(name) if n != number and self._root_files(name, n)]
         known = [self.manifest(name, other) for other in others]
         root_files.check_agreement(str(manifest.get("model_id")), manifest, known)
@@ -273,7 +280,8 @@ def _checked_manifest(artefact: Path) -> dict[str, Any]:
     except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         raise ExportFailed(f"The artefact has no usable {MANIFEST}: {error!r}") from error
     # It becomes part of a line of Python that Triton runs.
-    if not isinstance(backend, str) or not _BACKEND.fullmatch(backend):
+    named = _OTHERS_BACKEND if READY_MADE in manifest else _BACKEND
+    if not isinstance(backend, str) or not named.fullmatch(backend):
         raise ExportFailed(f"The artefact names no backend: {backend!r}")
     for name, size in sizes.items():
         path = artefact / name

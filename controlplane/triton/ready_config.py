@@ -6,6 +6,7 @@ Triton would find most faults too, but only at the first load, and some by endin
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ BY_FILE = {
     "model.graphdef": "tensorflow",
     "model.savedmodel": "tensorflow",
 }
+_BACKEND = re.compile(r"[A-Za-z0-9_.-]*")
 _FILE_OF = {backend: name for name, backend in BY_FILE.items() if backend != "tensorflow"}
 
 Faults = dict[str, str]
@@ -134,6 +136,8 @@ def faults(config: Any) -> Faults:
         found["max_batch_size"] = "must be 0 (the model does not batch) or more"
     for kind, tensors in (("input", config.input), ("output", config.output)):
         found |= _tensor_faults(kind, tensors)
+    if not _BACKEND.fullmatch(backend_of(config)):
+        found["backend"] = "must be letters, digits, '_', '.' and '-'"
     for number, group in enumerate(config.instance_group):
         if group.count < 0:
             found[f"instance_group[{number}].count"] = "must be 1 or more"

@@ -28,6 +28,8 @@ from tests.webserver import WebServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import psutil
+
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
 
@@ -209,6 +211,11 @@ def test_files_beside_the_version_folder_and_modules_come_along(
     failed = modelmora(service, "install", "own/labelled@v2", "--source", str(folder))
     assert failed.returncode != 0
     assert "labels/names.txt: differs from that of version main" in failed.stderr
+    (folder / "labels" / "names.txt").write_text("cat\ndog\n")
+    (folder / "1" / "helper.py").write_text("def shout(text):\n    return text\n")
+    installed(service, "own/labelled@v2", folder)
+    for answer in both(service, "own--labelled", text(b"x"), model_version="2"):
+        assert answer["echo"].tolist() == [[b"cat\ndog\n"]]
     with service.client() as client:
         client.delete("own/labelled", force=True)
     assert not home.exists()
@@ -388,6 +395,31 @@ def test_a_service_killed_while_it_installs_finishes_with_the_next_start(
         assert running.stop() == 0
     finally:
         running.end()
+
+
+@pytest.mark.parametrize("kind", ["echo", "repeat"])
+def test_a_model_whose_process_is_killed_comes_back(
+    service: Service, tmp_path: Path, kind: str
+) -> None:
+    model_id = f"own/killed-{kind}"
+    installed(service, model_id, getattr(ready_folders, kind)(tmp_path / kind))
+
+    def load() -> None:
+        address = f"{service.url}/api/v1/models/{model_id}/load"
+        httpx.post(address, timeout=60).raise_for_status()
+
+    def stubs() -> list[psutil.Process]:
+        name = model_id.replace("/", "--")
+        return [p for p in service.family() if any(name in part for part in p.cmdline())]
+
+    load()
+    (old,) = stubs()
+    old.kill()
+    wait_until(lambda: model_id not in loaded(service))
+    load()
+    (new,) = stubs()
+    assert new.pid != old.pid
+    assert model_id in loaded(service)
 
 
 def test_a_catalog_file_may_list_it(service: Service, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_a_version_folder_that_is_not_there_is_told(
         ("input [ { data_type: TYPE_FP128 } ]", "config.pbtxt"),
         ("#" * (2**20 + 1), "config.pbtxt"),
         (PYTHON.replace("8", "-1"), "config.pbtxt: max_batch_size"),
+        (PYTHON.replace('"python"', '"../python"'), "config.pbtxt: backend"),
         (PYTHON + 'input [ { name: "x" dims: [1] } ]', "config.pbtxt: input[1].data_type"),
         (PYTHON + "input [ { data_type: TYPE_BOOL } ]", "config.pbtxt: input[1].name"),
         (
