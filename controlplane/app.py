@@ -256,6 +256,7 @@ class Application:
                 http_gateway,
                 http=LimitedHttp,
                 ws="none",
+                proxy_headers=False,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
