@@ -245,6 +245,7 @@ class Application:
                 draining,
                 http=LimitedHttp,
                 ws="none",
+                proxy_headers=False,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
