@@ -197,7 +197,7 @@ def test_sync_waits_and_reports(listed: RestServer, capsys: pytest.CaptureFixtur
     assert f"{MINILM}@main:\nDownloading: 25%" in captured.err
     assert "register, install  done" in captured.out
     sent = listed.requests[0].body
-    entry = {"model_id": MINILM, "preload": True, "pinned": False}
+    entry = {"model_id": MINILM, "preload": True, "pinned": False, "trust_remote_code": False}
     assert sent == {"models": [entry], "dry_run": False}
 
 
