@@ -98,6 +98,7 @@ class InferenceService:
         Raises:
             ModelNotFound, VersionNotFound, ModelNotReady: nothing to serve.
             ValidationFailed, BatchSizeExceeded, InvalidInput: the input is wrong.
+            NoRestInference: a model with tensors of its own.
             InferenceTimeout, InferenceFailed, ServiceUnavailable: it could not be run.
             and what `Scheduler.lease` raises.
         """
@@ -115,6 +116,7 @@ class InferenceService:
         return result
 
     async def _run(self, servable: Servable, request: InferRequest, started: float) -> InferResult:
+        tasks.check_served_over_rest(servable.model_id, servable.task_type)
         batch = tasks.parse_txt2embed(request.input_data, request.parameters)
         priority = tasks.priority_level(request.priority)
         timeout = tasks.check_timeout(request.timeout_seconds, self._request_timeout)

@@ -15,9 +15,11 @@ import msgspec
 from controlplane.errors import (
     CurrentVersionProtected,
     ModelAlreadyExists,
+    ValidationFailed,
     VersionAlreadyExists,
 )
 from controlplane.events import (
+    ModelCodeTrusted,
     ModelRegistered,
     ModelUnregistered,
     ModelUpdated,
@@ -26,7 +28,8 @@ from controlplane.events import (
     ModelVersionRemoved,
     utc_now,
 )
-from controlplane.registry import catalog
+from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
+from controlplane.registry import catalog, keeping
 from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
     Model,
@@ -48,7 +51,13 @@ _CACHE_LIMIT = 10_000
 
 
 class ModelStore(VersionStore):
-    """Registered models and their versions."""
+    """Registered models and their versions.
+
+    Attributes:
+        memory_limits: which models can be kept together; None does not care.
+    """
+
+    memory_limits: keeping.MemoryLimits | None = None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -104,6 +113,14 @@ class ModelStore(VersionStore):
         """Ids of the models that are to be loaded when the server starts, by model id."""
         return catalog.preloaded(self._db)
 
+    def models_with_policy(self) -> tuple[Model, ...]:
+        """Models that are kept in memory or have an idle time of their own, by model id."""
+        return keeping.models_with_policy(self._db)
+
+    def _check_kept(self, model_id: str) -> None:
+        if self.memory_limits is not None:
+            keeping.check_kept(model_id, keeping.kept_models(self._db), self.memory_limits)
+
     # -- models ------------------------------------------------------------------------------
 
     def register(self, new: NewModel) -> Model:
@@ -114,6 +131,7 @@ class ModelStore(VersionStore):
                 breaks a rule.
             ModelAlreadyExists.
             VersionAlreadyExists: the version's name was deleted and stood for other bytes.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         model_id, task_type = check_new_model(new)
         with self._change() as events:
@@ -135,6 +153,8 @@ class ModelStore(VersionStore):
                     "source_url": new.source_url,
                     "config": new.config,
                     "custom_params": new.custom_params,
+                    "keep_loaded": new.keep_loaded,
+                    "idle_ttl": new.idle_ttl,
                     "created_at": now,
                     "updated_at": now,
                 },
@@ -151,7 +171,10 @@ class ModelStore(VersionStore):
                 revision=new.revision,
                 checksum=new.checksum,
                 artifact_uri=new.artifact_uri,
+                trust_remote_code=new.trust_remote_code,
             )
+            if new.keep_loaded:
+                self._check_kept(str(model_id))
             told: dict[str, Any] = {
                 "aggregate_id": catalog_id,
                 "model_id": str(model_id),
@@ -161,6 +184,8 @@ class ModelStore(VersionStore):
                 ModelRegistered(task_type=task_type.value, **told),
                 ModelVersionAdded(**told),
             ]
+            if new.trust_remote_code:
+                events.append(ModelCodeTrusted(trusted_by=new.created_by, **told))
         return self.get(str(model_id))
 
     def update(
@@ -171,6 +196,7 @@ class ModelStore(VersionStore):
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed.
             ConcurrentModification: the model is no longer at `expected_version`.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         check_change(change)
         with self._change() as events:
@@ -191,6 +217,8 @@ class ModelStore(VersionStore):
                 )
             values.pop("resource_requirements", None)
             self._write_model(model, **values)
+            if values.get("keep_loaded"):
+                self._check_kept(model.model_id)
             events.append(
                 ModelUpdated(aggregate_id=model.catalog_id, model_id=model.model_id, fields=fields)
             )
@@ -229,7 +257,7 @@ class ModelStore(VersionStore):
 
         Args:
             fields: any of framework, framework_version, metadata, created_by,
-                resource_requirements, revision, checksum, artifact_uri.
+                resource_requirements, revision, checksum, artifact_uri, trust_remote_code.
 
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed, InvalidChecksum.
@@ -252,7 +280,44 @@ class ModelStore(VersionStore):
                     aggregate_id=model.catalog_id, model_id=model.model_id, version=version
                 )
             )
+            if fields.get("trust_remote_code"):
+                events.append(
+                    ModelCodeTrusted(
+                        aggregate_id=model.catalog_id,
+                        model_id=model.model_id,
+                        version=version,
+                        trusted_by=fields.get("created_by"),
+                    )
+                )
         return self.version(model.model_id, version)
+
+    def trust_code(self, model_id: str, version: str) -> ModelVersion:
+        """Trust the code of a version that was registered without; a no-op where it was with.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            ValidationFailed: it stands for files already, of which the code is none.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            if known.trust_remote_code:
+                return known
+            if known.checksum is not None:
+                raise ValidationFailed.field(
+                    "trust_remote_code",
+                    f"cannot be given to {known.version}, which stands for files without code "
+                    "since it was downloaded; install another version, such as the commit",
+                )
+            self._write_version(known, trust_remote_code=True)
+            events.append(
+                ModelCodeTrusted(
+                    aggregate_id=DEFAULT_CATALOG_ID,
+                    model_id=known.model_id,
+                    version=known.version,
+                    trusted_by=known.created_by,
+                )
+            )
+        return self.version(known.model_id, known.version)
 
     def set_current(self, model_id: str, version: str) -> Model:
         """Serve this version by default from now on; a no-op when it is so already.

@@ -19,6 +19,7 @@ from controlplane.registry.model import (
     NewModel,
     ResourceRequirements,
 )
+from controlplane.registry.ready_artefact import describe
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -31,6 +32,17 @@ Id = Annotated[str, Meta(description="Model id, ORG/NAME.", examples=[_EXAMPLE_I
 Version = Annotated[
     str,
     Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
+]
+KeepLoaded = Annotated[
+    bool, Meta(description="It stays in memory: it is never evicted, and comes back by itself.")
+]
+IdleTtl = Annotated[
+    float,
+    Meta(
+        description="Seconds without use after which it leaves memory; 0 is right after use, "
+        "below 0 never. Left out: as the setting says.",
+        examples=[600],
+    ),
 ]
 Json = dict[str, Any]
 
@@ -86,6 +98,15 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = {}
     created_by: str | None = None
+    keep_loaded: KeepLoaded = False
+    idle_ttl: IdleTtl | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -101,6 +122,8 @@ class UpdateModelRequest(Request):
     description: str | UnsetType | None = UNSET
     config: Json | UnsetType = UNSET
     resource_requirements: Requirements | UnsetType = UNSET
+    keep_loaded: KeepLoaded | UnsetType = UNSET
+    idle_ttl: IdleTtl | UnsetType | None = UNSET
     version_number: Annotated[
         int | UnsetType,
         Meta(description="Refuse the change (409) if the model is no longer at this number."),
@@ -115,6 +138,8 @@ class UpdateModelRequest(Request):
             resource_requirements=(
                 requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
             ),
+            keep_loaded=self.keep_loaded,
+            idle_ttl=self.idle_ttl,
         )
 
 
@@ -162,6 +187,9 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    keep_loaded: bool
+    idle_ttl: float | UnsetType = UNSET
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -221,6 +249,9 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             updated_at=model.updated_at,
             version_number=model.version,
             pinned=model.pinned,
+            keep_loaded=model.keep_loaded,
+            idle_ttl=present(model.idle_ttl),
+            trust_remote_code=current.trust_remote_code,
         )
 
 
@@ -239,6 +270,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
         "max_seq_length": embedding.get("max_seq_length"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
+        "ready_made": describe(manifest),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 
@@ -257,6 +289,13 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code). For versions that were not downloaded yet."
+        ),
+    ] = False
 
 
 # -- lifecycle ---------------------------------------------------------------------------------
@@ -290,6 +329,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     last_used_at: datetime | UnsetType = UNSET
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
+    keep_loaded: bool = False
 
     @classmethod
     def of(cls, view: ResidentView) -> ModelStatusResponse:
@@ -313,6 +353,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             last_used_at=present(view.last_used_at),
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
+            keep_loaded=view.keep_loaded,
         )
 
 
