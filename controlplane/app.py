@@ -22,6 +22,7 @@ from controlplane.db import append_event, open_db, transaction
 from controlplane.errors import ModelMoraError, StartupError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
 from controlplane.gateway.draining import Draining
+from controlplane.gateway.http_protocol import LimitedHttp
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
@@ -242,6 +243,8 @@ class Application:
         http_server = _HttpServer(
             uvicorn.Config(
                 draining,
+                http=LimitedHttp,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -264,11 +264,11 @@ class ModelMoraClient:
     pin = _sync(client_versions.pin)
     unpin = _sync(client_versions.unpin)
     outdated = _sync(client_versions.outdated)
-    memory = _sync(client_memory.memory)
     keep = _sync(lifecycle_operations.keep)
     release = _sync(lifecycle_operations.release)
     warm_up = _sync(lifecycle_operations.warm_up)
     plan = _sync(lifecycle_operations.plan)
+    memory = _sync(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -371,11 +371,11 @@ class AsyncModelMoraClient:
     pin = _async(client_versions.pin)
     unpin = _async(client_versions.unpin)
     outdated = _async(client_versions.outdated)
-    memory = _async(client_memory.memory)
     keep = _async(lifecycle_operations.keep)
     release = _async(lifecycle_operations.release)
     warm_up = _async(lifecycle_operations.warm_up)
     plan = _async(lifecycle_operations.plan)
+    memory = _async(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

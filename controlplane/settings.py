@@ -48,10 +48,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         idle_ttl: unload a model after so many idle seconds; None means never.
         preload: model ids to load at start, in order.
         allow_pickle: read pickled weights (they can run code) where a source has no safetensors.
+        allow_remote_code: let the converter run code of models' repositories, for versions that
+            were registered with trust_remote_code.
         allow_http: sources over http://, which anybody on the way can change.
         allow_private_sources: sources at addresses of private networks and of this machine.
         max_source_mb: largest source of a version; also the largest archive.
+        ready_model_dirs: folders whose ready-made Triton models may run, whoever owns them.
+        allow_remote_ready_models: run ready-made Triton models from archives and S3.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
+        allow_shared_memory: let clients of /v2 and gRPC register system shared memory with Triton,
+            which reads and writes it with its own rights: only where all clients are trusted.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
             external Triton (its --grpc-restricted-protocol); a secret.
@@ -75,11 +81,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console", "auto"] = "auto"
     allow_pickle: bool = False
+    allow_remote_code: bool = False
     allow_http: bool = False
     allow_private_sources: bool = False
     max_source_mb: int = 100_000
+    ready_model_dirs: tuple[str, ...] = ()
+    allow_remote_ready_models: bool = False
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
+    allow_shared_memory: bool = False
     triton_grpc_url: str | None = None
     triton_http_url: str | None = None
     triton_metrics_url: str | None = None
@@ -262,7 +272,7 @@ def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
 
 
 # Settings with a list value are written with commas in the environment.
-_LIST_KEYS = {"preload"}
+_LIST_KEYS = {"preload", "ready_model_dirs"}
 # Read by our own tools, not settings of the service.
 _OTHER_ENV = {"MODELMORA_URL", "MODELMORA_CONFIG"}
 

@@ -63,6 +63,13 @@ SETTINGS = (
         "flag",
     ),
     Setting(
+        "allow_remote_code",
+        "",
+        "Let versions registered with trust_remote_code run their repository's code to convert.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_http",
         "",
         "Take sources over http://, which anybody on the way can change.",
@@ -78,6 +85,20 @@ SETTINGS = (
     ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
     Setting(
+        "ready_model_dirs",
+        "DIR",
+        "Ready-made Triton models below it may run, whoever owns them; may be repeated.",
+        "[/srv/models]",
+        "list",
+    ),
+    Setting(
+        "allow_remote_ready_models",
+        "",
+        "Run ready-made Triton models from archives and S3.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_unauthenticated_network",
         "",
         "Let --host be reachable from other machines although nobody has to log in.",
@@ -85,6 +106,13 @@ SETTINGS = (
         "flag",
     ),
     Setting("max_request_bytes", "BYTES", "Largest request body.", "268435456"),
+    Setting(
+        "allow_shared_memory",
+        "",
+        "Let inference clients share memory with Triton: only where all are trusted.",
+        "false",
+        "flag",
+    ),
     Setting(
         "triton_grpc_url", "HOST:PORT", "Use this Triton, not the embedded one.", "triton:8001"
     ),

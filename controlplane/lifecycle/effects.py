@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
-from controlplane.lifecycle import health, memory
+from controlplane.lifecycle import health, memory, ready_probe
 from controlplane.lifecycle.elsewhere import Probes
 from controlplane.lifecycle.growth import ServerGrowth
 from controlplane.lifecycle.unloading import Key, Unloading
@@ -175,6 +175,8 @@ class TritonEffects:
             LoadFailed: it was answered, but not as the model's manifest says.
         """
         manifest = self._repository.manifest(*servable.key)
+        if ready_probe.is_ready_made(manifest):
+            return await ready_probe.probe(self._client, *servable.key, manifest)
         expected = [tensor["name"] for tensor in manifest["outputs"]]
         started = time.perf_counter()
         try:

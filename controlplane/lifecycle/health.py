@@ -22,7 +22,7 @@ SLOW_MS = 5000.0
 # request may take longer (settings, `request_timeout`).
 BUSY_LIMIT = 600.0
 
-_NUMPY_TYPES = {
+NUMPY_TYPES = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
     "UINT16": np.uint16,
@@ -114,7 +114,7 @@ def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]
         if tensor["datatype"] == "BYTES":
             inputs[tensor["name"]] = np.full(shape, b"health check", dtype=np.object_)
         else:
-            inputs[tensor["name"]] = np.zeros(shape, dtype=_NUMPY_TYPES[tensor["datatype"]])
+            inputs[tensor["name"]] = np.zeros(shape, dtype=NUMPY_TYPES[tensor["datatype"]])
     return inputs
 
 

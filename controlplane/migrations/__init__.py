@@ -16,6 +16,8 @@ from controlplane.migrations import (
     m0007_current_status,
     m0008_memory_history,
     m0009_model_policy,
+    m0010_custom_task,
+    m0011_remote_code,
 )
 
 if TYPE_CHECKING:
@@ -31,4 +33,6 @@ STEPS: tuple[ModuleType, ...] = (
     m0007_current_status,
     m0008_memory_history,
     m0009_model_policy,
+    m0010_custom_task,
+    m0011_remote_code,
 )

@@ -201,7 +201,7 @@ class VersionStore:
                     artefact=manifest,
                     artefact_bytes=artefact_bytes,
                     artefact_checksum=artefact_checksum,
-                    resource_requirements=declared or ResourceRequirements.estimate(artefact_bytes),
+                    resource_requirements=declared or _estimate(artefact_bytes, manifest),
                 )
             )
         return self.version(known.model_id, known.version)
@@ -344,3 +344,10 @@ class VersionStore:
                 **fields,
             },
         )
+
+
+def _estimate(artefact_bytes: int, manifest: dict[str, Any]) -> ResourceRequirements:
+    """By the artefact's size, and what a process takes beside it where the manifest says that."""
+    disk = ResourceRequirements.estimate(artefact_bytes)
+    loaded = ResourceRequirements.estimate(manifest.get("load_bytes", artefact_bytes))
+    return msgspec.structs.replace(loaded, disk_space_mb=disk.disk_space_mb)

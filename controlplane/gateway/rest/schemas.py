@@ -19,6 +19,7 @@ from controlplane.registry.model import (
     NewModel,
     ResourceRequirements,
 )
+from controlplane.registry.ready_artefact import describe
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -99,6 +100,13 @@ class RegisterModelRequest(Request):
     created_by: str | None = None
     keep_loaded: KeepLoaded = False
     idle_ttl: IdleTtl | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -181,6 +189,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     pinned: bool
     keep_loaded: bool
     idle_ttl: float | UnsetType = UNSET
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -242,6 +251,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             pinned=model.pinned,
             keep_loaded=model.keep_loaded,
             idle_ttl=present(model.idle_ttl),
+            trust_remote_code=current.trust_remote_code,
         )
 
 
@@ -260,6 +270,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
         "max_seq_length": embedding.get("max_seq_length"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
+        "ready_made": describe(manifest),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 
@@ -278,6 +289,13 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code). For versions that were not downloaded yet."
+        ),
+    ] = False
 
 
 # -- lifecycle ---------------------------------------------------------------------------------
