@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_memory import MemoryRecord
     from controlplane.client_operations import OnProgress
     from controlplane.client_types import Progress
 
@@ -228,7 +229,35 @@ def info(client: ModelMoraClient, out: Output, model_id: str) -> None:
     Example:
       modelmora info sentence-transformers/all-MiniLM-L6-v2
     """
-    out.result(client.get(model_id), _description)
+    model = client.get(model_id)
+    out.result(model, _description)
+    if not out.as_json:
+        _show_memory(client, out, model_id)
+
+
+def _show_memory(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """What it took in memory when it was last there; nothing if it never was."""
+    try:
+        records = client.memory(model_id, page_size=5).data
+    except ModelMoraApiError:  # a server from before there was a record
+        return
+    if records:
+        out.result(records, _memory_table)
+
+
+def _memory_table(records: Iterable[MemoryRecord]) -> Iterable[Block]:
+    rows = [
+        (
+            moment(record.measured_at),
+            record.version,
+            megabytes(record.used_mb),
+            megabytes(record.peak_mb),
+            megabytes(record.gpu_vram_mb),
+            record.reason,
+        )
+        for record in records
+    ]
+    yield Table(("measured", "version", "memory", "peak", "on GPUs", "after"), rows)
 
 
 def _description(model: ModelInfo) -> Iterable[Block]:
@@ -243,6 +272,8 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
             ("pinned", "upgrades are refused" if model.pinned else ""),
+            ("in memory", "kept" if model.keep_loaded else ""),
+            ("idle time", _idle(model.idle_ttl)),
             ("status", model.status),
             ("error", model.error),
             ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),
@@ -262,6 +293,14 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("updated", model.updated_at and moment(model.updated_at)),
         ]
     )
+
+
+def _idle(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return "never leaves for being idle"
+    return f"leaves after {seconds:g} s without use"
 
 
 def _engine(model: ModelInfo) -> str | None:

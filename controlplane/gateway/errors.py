@@ -50,6 +50,34 @@ class NotOffered(e.ModelMoraError):
     code = "NOT_IMPLEMENTED"
 
 
+class BodyTooSlow(e.ModelMoraError):
+    code = "REQUEST_TIMEOUT"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Nothing of the request's body came for {seconds:g} seconds.")
+
+
+class ClientGone(e.ModelMoraError):
+    """The client closed its connection before the answer was there; nobody is told."""
+
+    code = "CANCELLED"
+
+    def __init__(self) -> None:
+        super().__init__("The client is gone.")
+
+
+class UnwritableAnswer(e.ModelMoraError):
+    """The model's answer cannot be written in the form that was asked for."""
+
+    code = "NOT_REPRESENTABLE"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer holds NaN or Infinity, for which JSON has no form. Ask for binary data: "
+            'the request parameter "binary_data_output": true.'
+        )
+
+
 HTTP_STATUS: dict[type[Exception], int] = {
     e.ModelMoraError: 500,
     e.ValidationFailed: 400,
@@ -85,6 +113,7 @@ HTTP_STATUS: dict[type[Exception], int] = {
     e.LockAlreadyExists: 409,
     e.ModelLocked: 409,
     e.LockDiffers: 409,
+    e.KeptModelsTooLarge: 409,
     e.DownloadFailed: 502,
     e.InsufficientMemory: 503,
     e.QueueFull: 503,
@@ -97,6 +126,9 @@ HTTP_STATUS: dict[type[Exception], int] = {
     MethodNotAllowed: 405,
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
+    BodyTooSlow: 408,
+    ClientGone: 499,  # as nginx logs it; never sent
+    UnwritableAnswer: 422,
     NotOffered: 501,
 }
 
@@ -137,6 +169,7 @@ GRPC_CODE: dict[type[Exception], grpc.StatusCode] = {
     e.LockAlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     e.ModelLocked: grpc.StatusCode.FAILED_PRECONDITION,
     e.LockDiffers: grpc.StatusCode.FAILED_PRECONDITION,
+    e.KeptModelsTooLarge: grpc.StatusCode.FAILED_PRECONDITION,
     e.DownloadFailed: grpc.StatusCode.UNAVAILABLE,
     e.InsufficientMemory: grpc.StatusCode.RESOURCE_EXHAUSTED,
     e.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -146,6 +179,9 @@ GRPC_CODE: dict[type[Exception], grpc.StatusCode] = {
     e.LoadTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     e.InferenceTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BodyTooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClientGone: grpc.StatusCode.CANCELLED,
+    UnwritableAnswer: grpc.StatusCode.OUT_OF_RANGE,
     NotOffered: grpc.StatusCode.UNIMPLEMENTED,
 }
 

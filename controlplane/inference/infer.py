@@ -109,6 +109,9 @@ class InferenceService:
         except ModelMoraError as error:
             self._finished(servable, started, error_code=error.code)
             raise
+        except asyncio.CancelledError:  # the client has gone away
+            self._finished(servable, started, error_code="CANCELLED")
+            raise
         self._finished(servable, started, batch_size=result.metadata.batch_size)
         return result
 

@@ -23,6 +23,7 @@ from controlplane.events import (
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog
 from controlplane.registry.files import SourceFile
+from controlplane.registry.memory_history import MemoryHistory
 from controlplane.registry.model import (
     INSTALLING,
     STATUS_MOVES,
@@ -53,6 +54,7 @@ class VersionStore:
         self._db = db
         self._bus = bus
         self.event_log = EventLog(db, bus)
+        self.memory_history = MemoryHistory(db)
         self._servables: dict[tuple[str, str | None], Servable] = {}
 
     @property

@@ -318,6 +318,13 @@ class TritonClient:
             raise ModelUnknown(f"Triton has no statistics of {name} version {version}")
         return dict(stats[0])
 
+    async def all_statistics(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Triton's statistics of all loaded models, by name and version; as `statistics`."""
+        call = self._grpc.get_inference_statistics(as_json=True, client_timeout=CONTROL_TIMEOUT)
+        answer = await self._guard(call, CONTROL_TIMEOUT)
+        found = answer.get("model_stats", [])
+        return {(stats["name"], int(stats["version"])): dict(stats) for stats in found}
+
     async def _guard(self, call: Awaitable[T], timeout: float) -> T:
         # gRPC keeps the deadline itself; a second one costs a task, which a request that may take
         # a millisecond should not pay for, but a control call can.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REGISTRY = {"model_catalog", "model", "model_version", "retired_version", "event_store"}
 LOCKS = {"model_lock", "locked_model_entry", "model_lock_revision"}
-TABLES = REGISTRY | LOCKS | {"operation"}
+TABLES = REGISTRY | LOCKS | {"operation", "memory_history"}
 
 
 @pytest.fixture

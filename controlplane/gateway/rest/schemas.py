@@ -33,6 +33,17 @@ Version = Annotated[
     str,
     Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
 ]
+KeepLoaded = Annotated[
+    bool, Meta(description="It stays in memory: it is never evicted, and comes back by itself.")
+]
+IdleTtl = Annotated[
+    float,
+    Meta(
+        description="Seconds without use after which it leaves memory; 0 is right after use, "
+        "below 0 never. Left out: as the setting says.",
+        examples=[600],
+    ),
+]
 Json = dict[str, Any]
 
 
@@ -87,6 +98,8 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = {}
     created_by: str | None = None
+    keep_loaded: KeepLoaded = False
+    idle_ttl: IdleTtl | None = None
     trust_remote_code: Annotated[
         bool,
         Meta(
@@ -109,6 +122,8 @@ class UpdateModelRequest(Request):
     description: str | UnsetType | None = UNSET
     config: Json | UnsetType = UNSET
     resource_requirements: Requirements | UnsetType = UNSET
+    keep_loaded: KeepLoaded | UnsetType = UNSET
+    idle_ttl: IdleTtl | UnsetType | None = UNSET
     version_number: Annotated[
         int | UnsetType,
         Meta(description="Refuse the change (409) if the model is no longer at this number."),
@@ -123,6 +138,8 @@ class UpdateModelRequest(Request):
             resource_requirements=(
                 requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
             ),
+            keep_loaded=self.keep_loaded,
+            idle_ttl=self.idle_ttl,
         )
 
 
@@ -170,6 +187,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    keep_loaded: bool
+    idle_ttl: float | UnsetType = UNSET
     trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
@@ -230,6 +249,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             updated_at=model.updated_at,
             version_number=model.version,
             pinned=model.pinned,
+            keep_loaded=model.keep_loaded,
+            idle_ttl=present(model.idle_ttl),
             trust_remote_code=current.trust_remote_code,
         )
 
@@ -308,6 +329,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     last_used_at: datetime | UnsetType = UNSET
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
+    keep_loaded: bool = False
 
     @classmethod
     def of(cls, view: ResidentView) -> ModelStatusResponse:
@@ -331,6 +353,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             last_used_at=present(view.last_used_at),
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
+            keep_loaded=view.keep_loaded,
         )
 
 
