@@ -13,7 +13,7 @@ from controlplane.client_lock_types import (
     LockList,
     LockRevisions,
 )
-from controlplane.client_operations import Call, Pause, Steps
+from controlplane.client_steps import Call, Pause, Steps
 
 _PATH = "/api/v1/locks"
 _YAML = "application/yaml"

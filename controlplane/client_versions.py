@@ -6,10 +6,10 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from controlplane.client_operations import OnProgress, Steps, ask, given, model_path, wait_installed
-from controlplane.client_types import (
-    ModelInfo,
-    ModelMoraApiError,
+from controlplane.client_background import OnProgress, wait_installed
+from controlplane.client_steps import Steps, ask, given, model_path
+from controlplane.client_types import ModelInfo, ModelMoraApiError
+from controlplane.client_version_types import (
     UpdateList,
     UpgradeAccepted,
     VersionInfo,

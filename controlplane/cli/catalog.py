@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import CatalogResult, CatalogSync, Operation
+    from controlplane.client_operation_types import CatalogResult, CatalogSync, Operation
     from controlplane.registry.catalog_file import CatalogEntry
 
 _file_option = click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_operations import OnProgress
+    from controlplane.client_background import OnProgress
     from controlplane.client_types import Progress
 
 _MB = 1024 * 1024

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import Operation, OperationPage
+    from controlplane.client_operation_types import Operation, OperationPage
 
 
 @click.group()

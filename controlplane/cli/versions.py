@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import (
-        ModelInfo,
+    from controlplane.client_types import ModelInfo
+    from controlplane.client_version_types import (
         UpdateInfo,
         UpdateList,
         VersionList,

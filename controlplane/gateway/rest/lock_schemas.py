@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from controlplane.gateway.rest.schemas import Id, Json, ProgressBody, Request, present
+from controlplane.gateway.rest.model_schemas import ProgressBody
+from controlplane.gateway.rest.schemas import Id, Json, Request, present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -8,16 +8,16 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from controlplane.gateway.rest.etags import etag, is_unchanged, require_match
-from controlplane.gateway.rest.operation_schemas import OperationResponse
-from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import (
+from controlplane.gateway.rest.model_schemas import (
     DownloadRequest,
     ModelPage,
     ModelResponse,
-    Pagination,
     RegisterModelRequest,
     UpdateModelRequest,
 )
+from controlplane.gateway.rest.operation_schemas import OperationResponse
+from controlplane.gateway.rest.responses import failures
+from controlplane.gateway.rest.schemas import Pagination
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 from litestar import delete, get, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
 
+from controlplane.gateway.rest.model_schemas import ModelResponse
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import ModelResponse
 from controlplane.gateway.rest.version_schemas import (
     AddVersionRequest,
     UpdateInfo,
