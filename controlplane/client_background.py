@@ -87,7 +87,7 @@ def follow_operation(
             return found
         if deadline is not None and time.monotonic() >= deadline:
             raise WaitTimeout(
-                f"{found.model_id} is still being installed ({found.phase or found.status}) "
+                f"The {found.kind} of {found.subject} is not done ({found.phase or found.status}) "
                 f"after {timeout:g} s."
             )
         yield Pause(_POLL_SECONDS)
@@ -133,41 +133,33 @@ def install(
     began = time.monotonic()
     yield from _registered(model_id, version, task_type, source_url)
     operation = yield from download(model_id, version)
+    left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+    return (yield from await_installation(operation, on_progress, left))
+
+
+def await_installation(
+    operation: Operation,
+    on_progress: OnProgress | None = None,
+    timeout: float | None = None,
+) -> Steps[ModelInfo]:
+    """Wait until an installation has ended; the model, told of the installed version.
+
+    Raises:
+        InstallFailed, WaitTimeout: as `install`.
+    """
 
     def tell(state: Operation) -> None:
         if on_progress is not None and not state.finished:
             on_progress(state.progress)
 
     if not operation.finished:
-        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
-        operation = yield from follow_operation(operation.id, tell, left)
-    model = yield from get(model_id, version)
+        operation = yield from follow_operation(operation.id, tell, timeout)
+    model = yield from get(operation.model_id or "", operation.version)
     if operation.status != "succeeded":
         raise InstallFailed(model, operation.error.message if operation.error else None)
     if on_progress is not None:
         on_progress(Progress(phase="ready"))
     return model
-
-
-def wait_installed(
-    model_id: str,
-    version: str | None,
-    on_progress: OnProgress | None,
-    deadline: float | None,
-    timeout: float | None,
-) -> Steps[ModelInfo]:
-    """Wait until a version is ready, to a deadline on time.monotonic(). Raises as `install`."""
-    while True:
-        model = yield from get(model_id, version)
-        if on_progress is not None:
-            on_progress(model.progress or Progress(phase=model.status))
-        if model.status == "ready":
-            return model
-        if model.status == "failed":
-            raise InstallFailed(model)
-        if deadline is not None and time.monotonic() >= deadline:
-            raise WaitTimeout(f"{model_id} is still {model.status} after {timeout:g} s.")
-        yield Pause(_POLL_SECONDS)
 
 
 def _registered(

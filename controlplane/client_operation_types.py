@@ -14,16 +14,52 @@ class OperationError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """Work in the background: pending, running, succeeded, failed or cancelled."""
+class SyncStep(msgspec.Struct, frozen=True, kw_only=True):
+    """An action of a sync and its `state`: waiting, running, done, failed or left (not tried).
 
-    id: str
+    `operation_id` is the installation that does it, `progress` how far that is.
+    """
+
+    action: str
     model_id: str
     version: str
+    reason: str
+    state: str
+    error: str | None = None
+    operation_id: str | None = None
+    progress: Progress | None = None
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as locked; `part` is source, artefact or model."""
+
+    model_id: str
+    version: str
+    part: str
+    problem: str
+    path: str | None = None
+    expected: str | None = None
+    found: str | None = None
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Work in the background: pending, running, succeeded, failed or cancelled.
+
+    An `install` has `model_id` and `version`; a `sync` and a `verify` have the `lock`'s name,
+    `steps` and `drift`.
+    """
+
+    id: str
     status: str
     kind: str = "install"
     message: str = ""
     attempts: int = 1
+    model_id: str | None = None
+    version: str | None = None
+    lock: str | None = None
+    lock_version: int | None = None
+    steps: list[SyncStep] = []
+    drift: list[Drift] = []
     phase: str | None = None
     step: str | None = None
     fraction: float | None = None
@@ -40,6 +76,11 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def finished(self) -> bool:
         return self.status in ("succeeded", "failed", "cancelled")
+
+    @property
+    def subject(self) -> str:
+        """What it is about, for people: `org/name@version`, or the lock's name."""
+        return f"lock {self.lock}" if self.model_id is None else f"{self.model_id}@{self.version}"
 
     @property
     def progress(self) -> Progress:

@@ -79,7 +79,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int | None = None
     bytes_total: int | None = None
     rate: float | None = None
-    bytes_per_second: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from controlplane.client_operation_types import Operation
+
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One version of a model; memory in MB."""
@@ -58,6 +60,7 @@ class UpgradeAccepted(msgspec.Struct, frozen=True, kw_only=True):
     previous_version: str
     status: str
     up_to_date: bool = False
+    operation: Operation | None = None
 
 
 class UpdateInfo(msgspec.Struct, frozen=True, kw_only=True):

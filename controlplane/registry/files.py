@@ -47,16 +47,26 @@ _NOT_CONFIG = {"data_config.json"}  # sentence-transformers' training data
 _OTHER_WEIGHTS = {".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".ckpt", ".pt", ".pth", ".bin"}
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an installation is; `fraction` is 0 to 1 within the phase, None when unknown."""
+Phase = Literal[
+    "downloading", "exporting", "installing", "switching", "removing", "verifying", "repairing"
+]
 
-    phase: Literal["downloading", "exporting"]
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an operation is; `fraction` is 0 to 1 within the phase, None when unknown.
+
+    Attributes:
+        phase: the first two are an installation's, the others a sync's and a verification's.
+        rate: bytes per second just now.
+    """
+
+    phase: Phase
     step: str
     message: str
     fraction: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
-    bytes_per_second: float | None = None
+    rate: float | None = None
 
 
 class SourceRules(msgspec.Struct, frozen=True, kw_only=True):

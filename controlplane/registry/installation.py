@@ -144,7 +144,7 @@ class Installation:
             limits=self._shop.limits,
         )
         loop = asyncio.get_running_loop()
-        waiting = _to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
+        waiting = to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
         timeout = self._shop.settings.install_timeout
         try:
             return await asyncio.wait_for(waiting, timeout)
@@ -212,7 +212,7 @@ class Installation:
         number = self.version.triton_version
         publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)
         try:
-            await _to_its_end(asyncio.ensure_future(publishing))
+            await to_its_end(asyncio.ensure_future(publishing))
             self._shop.store.mark_ready(
                 name,
                 version,
@@ -225,7 +225,7 @@ class Installation:
             raise
 
 
-async def _to_its_end(
+async def to_its_end(
     work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
 ) -> _T:
     """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.

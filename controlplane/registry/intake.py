@@ -7,7 +7,6 @@ import hashlib
 import os
 import threading
 import time
-from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
@@ -24,6 +23,7 @@ from controlplane.registry.files import (
     SourceFile,
     source_checksum,
 )
+from controlplane.registry.rate import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024
-_RATE_SECONDS = 5.0
 
 
 class FetchCancelled(Exception):
@@ -97,7 +96,7 @@ class Intake:
         self._files: dict[str, SourceFile] = {}
         self._progress = progress
         self._cancelled = cancelled
-        self._rate = _Rate()
+        self._rate = Rate()
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -199,7 +198,7 @@ class Intake:
                     fraction=self._done / total if total else None,
                     bytes_done=self._done,
                     bytes_total=total,
-                    bytes_per_second=rate,
+                    rate=rate,
                 )
             )
 
@@ -346,24 +345,6 @@ class FileIntake:
     def _write_note(self) -> None:
         if self._keep and self.validator is not None:
             write_note(self.part, Note(self._intake.owner, self.path, self.validator))
-
-
-class _Rate:
-    """Bytes per second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._came: deque[tuple[float, int]] = deque()
-        self._sum = 0
-
-    def add(self, count: int) -> float | None:
-        """Count bytes that came now; the rate, or None while it cannot be told."""
-        now = time.monotonic()
-        self._came.append((now, count))
-        self._sum += count
-        while now - self._came[0][0] > _RATE_SECONDS:
-            self._sum -= self._came.popleft()[1]
-        seconds = now - self._came[0][0]
-        return self._sum / seconds if seconds > 0.1 else None
 
 
 def received_before(destination: Path, cancelled: Cancellation) -> FetchedSource | None:

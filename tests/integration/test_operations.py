@@ -106,7 +106,7 @@ async def served(registry: Registry) -> AsyncIterator[str]:
             client=nothing,
             bus=nothing,
             locking=nothing,
-            lock_activities=nothing,
+            lock_operations=nothing,
             render_metrics=nothing,
             started_at=time.monotonic(),
             version="0",
@@ -322,13 +322,13 @@ async def test_waiting_its_turn_it_is_cancelled_too(tmp_path: Path, source: str)
 async def test_before_its_first_step_and_after_its_last(tmp_path: Path, source: str) -> None:
     async with opened(tmp_path / "home") as registry:
         operation = begin(registry, source)
-        stopped = await registry.installer.cancel(operation.id)
+        stopped = await registry.installer.operations.cancel(operation.id)
         assert stopped.status is OperationStatus.CANCELLED
         second = registry.installer.install(MODEL)
         # the last moment: the version is ready, only cleaning up is left
         await until(lambda: registry.store.version(MODEL).status is VersionStatus.READY)
         with pytest.raises(OperationFinished, match="succeeded"):
-            await registry.installer.cancel(second.id)
+            await registry.installer.operations.cancel(second.id)
         assert registry.store.version(MODEL).status is VersionStatus.READY
         assert status_of(registry, second) is OperationStatus.SUCCEEDED
 
@@ -456,7 +456,7 @@ async def test_an_operation_without_work_left_is_concluded(
             registry.db.execute("UPDATE operation SET status = 'running', finished_at = NULL")
             registry.start()
         if what == "not resumed":
-            await registry.installer.cancel(operation.id)
+            await registry.installer.operations.cancel(operation.id)
         registry.installer.resume()
         expected = OperationStatus.SUCCEEDED if what == "ready" else OperationStatus.CANCELLED
         assert status_of(registry, operation) is expected

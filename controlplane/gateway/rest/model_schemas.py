@@ -110,7 +110,7 @@ class ProgressBody(msgspec.Struct, kw_only=True):
     fraction: float | UnsetType = UNSET
     bytes_done: int | UnsetType = UNSET
     bytes_total: int | UnsetType = UNSET
-    bytes_per_second: float | UnsetType = UNSET
+    rate: float | UnsetType = UNSET
 
     @classmethod
     def of(cls, progress: Progress) -> ProgressBody:
@@ -121,7 +121,7 @@ class ProgressBody(msgspec.Struct, kw_only=True):
             fraction=present(progress.fraction),
             bytes_done=present(progress.bytes_done),
             bytes_total=present(progress.bytes_total),
-            bytes_per_second=present(progress.bytes_per_second),
+            rate=present(progress.rate),
         )
 
 

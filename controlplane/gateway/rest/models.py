@@ -16,6 +16,7 @@ from controlplane.gateway.rest.model_schemas import (
     UpdateModelRequest,
 )
 from controlplane.gateway.rest.operation_schemas import OperationResponse
+from controlplane.gateway.rest.operations import accepted
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import Pagination
 from controlplane.gateway.services import GivenServices, Services
@@ -84,12 +85,7 @@ async def list_models(
     )
     return ModelPage(
         data=[_render(services, model) for model in found.items],
-        pagination=Pagination(
-            page=found.page,
-            page_size=found.page_size,
-            total_items=found.total_items,
-            total_pages=found.total_pages,
-        ),
+        pagination=Pagination.of(found),
     )
 
 
@@ -206,9 +202,7 @@ async def download_model(
     wanted = data.version if data else None
     if wanted is not None:
         wanted = ensure_version(services.store, name, wanted).version
-    operation = services.installer.install(name, wanted)
-    body = OperationResponse.of(operation)
-    return Response(body, status_code=202, headers={"Location": body.links.self})
+    return accepted(services.installer.install(name, wanted))
 
 
 @get(

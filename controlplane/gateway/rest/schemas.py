@@ -35,8 +35,13 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def without_nulls(value: msgspec.Struct) -> Json:
-    """A struct's fields that have a value."""
-    return {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
+    """A struct as a JSON object, without what has no value (domain §1.6)."""
+    found = {}
+    for name, field in ((name, getattr(value, name)) for name in value.__struct_fields__):
+        if field is not None:
+            nested = isinstance(field, msgspec.Struct)
+            found[name] = without_nulls(field) if nested else msgspec.to_builtins(field)
+    return found
 
 
 class Pagination(msgspec.Struct, kw_only=True):
@@ -44,6 +49,11 @@ class Pagination(msgspec.Struct, kw_only=True):
     page_size: int
     total_items: int
     total_pages: int
+
+    @classmethod
+    def of(cls, page: object) -> Pagination:
+        """Of whatever has these four."""
+        return msgspec.convert(page, cls, from_attributes=True)
 
 
 # -- lifecycle ---------------------------------------------------------------------------------
