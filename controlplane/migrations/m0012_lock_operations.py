@@ -25,7 +25,7 @@ _NEW_SUBJECT = """
     model_id TEXT CHECK (length(model_id) BETWEEN 3 AND 255),
     version TEXT CHECK (length(version) BETWEEN 1 AND 100),
     version_id TEXT CHECK (length(version_id) = 36),
-    work TEXT CHECK (json_valid(work)),
+    work TEXT CHECK (work IS NULL OR json_valid(work)),
 """
 _NEW_CHECKS = """,
     CHECK ((kind = 'install') = (model_id IS NOT NULL)),
