@@ -179,9 +179,14 @@ class LockRun:
         async with contextlib.aclosing(watching) as states:
             async for state in states:
                 if state is not None and state.active:
-                    self._set(index, quiet=True, progress=progress_of(state))
+                    self._advance(index, progress_of(state))
         self._set(index, quiet=True, progress=None)
         await self._do(index, self._taken_over(self._action(index)))
+
+    def _advance(self, index: int, progress: Progress | None) -> None:
+        known = self.work.steps[index].progress
+        same_phase = bool(known and progress and known.phase == progress.phase)
+        self._set(index, quiet=same_phase, progress=progress)
 
     async def _taken_over(self, action: Action) -> None:
         model = self._machine.store.get(action.model_id)

@@ -92,7 +92,7 @@ async def opened(home: Path, converter: Any = CONVERTS) -> AsyncIterator[Registr
 
 
 @contextlib.asynccontextmanager
-async def served(registry: Registry) -> AsyncIterator[str]:
+async def served(registry: Registry, **locks: Any) -> AsyncIterator[str]:
     """The REST API of a registry on a real port; its address."""
     nothing: Any = None
     app = create_app(
@@ -105,8 +105,7 @@ async def served(registry: Registry) -> AsyncIterator[str]:
             server=nothing,
             client=nothing,
             bus=nothing,
-            locking=nothing,
-            lock_operations=nothing,
+            **({"locking": nothing, "lock_operations": nothing} | locks),
             render_metrics=nothing,
             started_at=time.monotonic(),
             version="0",
