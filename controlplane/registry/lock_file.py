@@ -1,7 +1,7 @@
 """`modelmora.lock`: a lock as YAML, for people to read and to compare with `git diff`.
 
-Written sorted and without anything that changes by itself: the same lock gives the same bytes. The
-last line is YAML's `...`, so that a file that was cut off between two models is not taken for whole.
+Written sorted and without anything that changes by itself: the same lock gives the same bytes. It
+ends in YAML's `...`, so that a file that was cut off between two models is not taken for whole.
 Read strictly, since people edit it: whatever is wrong is named with its line and what to do.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from controlplane.db import to_text
 from controlplane.errors import InvalidLock
+from controlplane.moments import to_text
 from controlplane.registry.files import SourceFile
 from controlplane.registry.lock import (
     LOCK_VERSION,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text, transaction
+from controlplane.db import transaction
 from controlplane.errors import OperationNotFound, ValidationFailed
+from controlplane.moments import from_text, to_text
 from controlplane.registry.catalog import MAX_PAGE_SIZE
 from controlplane.registry.lock_work import LockWork
 from controlplane.registry.model import ModelId
