@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import setting
 from controlplane.db import open_db
@@ -18,6 +19,7 @@ from controlplane.events import EventBus
 from controlplane.registry.files import SourceFile, source_checksum
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
+from controlplane.triton import model_config
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -27,6 +29,29 @@ _COMMIT = "c" * 40
 _FILES_PER_MODEL = 12  # as many as a sentence-transformers model has
 _PARTS = 4
 _MB = 2**20
+
+
+def manifest(made: Sequence[SourceFile]) -> dict[str, Any]:
+    """As much of a converter's as locks and Triton want."""
+    return {
+        "backend": "text_embedding",
+        "engine": "onnxruntime",
+        "precision": "fp32",
+        "max_batch_size": 8,
+        "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1]}],
+        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [384]}],
+        "converter": {"modelmora": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+        "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in made],
+    }
+
+
+def publish(folder: Path, made: Sequence[SourceFile]) -> None:
+    """What a published version has beside its files; the files are there already."""
+    facts = manifest(made)
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    config = model_config.build_model_config(folder.parent.name, int(folder.name), facts)
+    for place in (folder, folder.parent):
+        (place / "config.pbtxt").write_text(model_config.to_pbtxt(config))
 
 
 def add_ready(
@@ -39,17 +64,10 @@ def add_ready(
     checksum = source_checksum(files)
     store.pin(model_id, "main", revision=_COMMIT, checksum=checksum, artifact_uri=uri, files=files)
     store.set_status(model_id, "main", "exporting")
-    manifest = {
-        "backend": "text_embedding",
-        "engine": "onnxruntime",
-        "precision": "fp32",
-        "converter": {"modelmora": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
-        "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in made],
-    }
     store.mark_ready(
         model_id,
         "main",
-        manifest=manifest,
+        manifest=manifest(made),
         artefact_bytes=sum(file.size for file in made),
         artefact_checksum=source_checksum(made),
     )
@@ -70,7 +88,7 @@ def fill(service: Service, count: int) -> None:
         folder.mkdir(parents=True)
         for file in files[:3]:
             (folder / file.path).write_bytes(b"x" * file.size)
-        (folder / "manifest.json").write_text("{}")
+        publish(folder, files[:3])
     db.close()
 
 
@@ -89,6 +107,7 @@ def write_model(service: Service, megabytes: int) -> None:
             (folder / path).write_bytes(content)
             digest = hashlib.sha256(content).hexdigest()
             found[-1].append(SourceFile(path, len(content), digest))
+    publish(service.model_repository / place, found[1])
     db = open_db(service.data_dir / "modelmora.db")
     add_ready(ModelStore(db, EventBus()), "org/large", *found)
     db.close()
