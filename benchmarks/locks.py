@@ -119,7 +119,12 @@ def seconds_of(service: Service, *arguments: str) -> float:
     command = [sys.executable, "-m", "controlplane", *arguments]
     begun = time.perf_counter()
     subprocess.run(
-        command, cwd=service.home, env=environment, check=True, stdout=subprocess.DEVNULL
+        command,
+        cwd=service.home,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     return time.perf_counter() - begun
 

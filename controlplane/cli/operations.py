@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def operations() -> None:
-    """Watch or cancel downloads and conversions in the background.
+    """Watch or cancel installations, syncs and verifications in the background.
 
     \b
     Example:

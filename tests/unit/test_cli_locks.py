@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -210,6 +212,34 @@ def test_a_file_that_cannot_be_written_is_named(
 ) -> None:
     code, _, err = modelmora("lock", "--output", str(tmp_path / "no" / "x.lock"))
     assert (code, "cannot be written" in err) == (exits.FAILED, True)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB with a lock on it, and no room for another."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    (place / "modelmora.lock").write_text(TEXT)
+    with contextlib.suppress(OSError), (place / "rest").open("wb", buffering=0) as rest_of_it:
+        while True:
+            rest_of_it.write(b"x" * 4096)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    server: RestServer, modelmora: Any, full_disk: Path
+) -> None:
+    newer = lock_file.dump(document(*(entry(f"org/m{n}") for n in range(20))))
+    server.set("GET", f"{LOCKS}/default/export", (200, newer.encode()))
+    path = full_disk / "modelmora.lock"
+    code, _, err = modelmora("lock", "--output", str(path))
+    assert (code, "cannot be written: No space left" in err) == (exits.FAILED, True)
+    assert path.read_text() == TEXT
+    assert sorted(p.name for p in full_disk.iterdir()) == ["modelmora.lock", "rest"]
 
 
 # -- sync and verify ---------------------------------------------------------------------------

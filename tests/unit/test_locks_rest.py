@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from controlplane.registry.lock import LockDocument
+
 LOCKS = "/api/v1/locks"
 
 
@@ -234,6 +236,65 @@ async def test_a_conflict_is_refused_before_anything_is_done(server: Server) -> 
     refused = await server.ask("POST", f"{LOCKS}/default/sync", 409)
     assert "stands for other files here" in refused["error"]["message"]
     assert server.store.list().total_items == 1
+
+
+def prepare(server: Server, kind: str) -> LockDocument:
+    """A lock, and a catalog that differs from it in one way."""
+    if kind == "extra":
+        add_ready(server.store, "org/extra")
+    if kind == "install":
+        return document(entry(), entry("org/missing"))
+    add_ready(server.store)
+    if kind == "switch":
+        add_ready(server.store, version="v2", files=source("2"))
+        server.store.set_current("org/name", "v2")
+    if kind == "damaged":
+        server.store.set_status("org/name", "main", "failed", "its artefact is gone")
+    if kind == "conflict":
+        return document(entry(revision=None, files=source("e")))
+    return document(entry())
+
+
+KINDS = {
+    "install": "install org/name@main: is not installed",
+    "switch": "switch org/name@main: v2 is current",
+    "damaged": "install org/name@main: is failed, not ready",
+    "extra": "extra org/extra@main: is not in the lock",
+    "conflict": "conflict org/name@main: 'main' stands for other files here",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_neither_frozen_nor_a_dry_run_changes_anything(server: Server, kind: str) -> None:
+    lock = prepare(server, kind)
+    await server.ask("POST", f"{LOCKS}/import", 201, content=lock_file.dump(lock))
+    before = list(server.store.db.conn.iterdump())
+    refused = await server.ask("POST", f"{LOCKS}/default/sync", 409, json={"frozen": True})
+    assert KINDS[kind] in refused["error"]["message"]
+    for prune in (False, True):
+        body = {"dry_run": True, "prune": prune}
+        found = await server.ask("POST", f"{LOCKS}/default/sync", json=body)
+        assert found["actions"]
+        content = lock_file.dump(lock)
+        await server.ask("POST", f"{LOCKS}/compare?prune={str(prune).lower()}", content=content)
+    assert list(server.store.db.conn.iterdump()) == before
+
+
+async def test_operations_on_locks_are_listed_and_followed_as_all_others(server: Server) -> None:
+    await server.ask("POST", f"{LOCKS}/import", 201, content=lock_file.dump(document(entry())))
+    answer = await server.http.post(f"{LOCKS}/default/verify")
+    begun = answer.json()
+    assert answer.headers["location"] == begun["links"]["self"]
+    assert begun["links"]["lock"] == f"{LOCKS}/default"
+    assert "model_id" not in begun
+    events = (await server.http.get(begun["links"]["events"])).text
+    assert "event: end" in events
+    done = await server.end_of(begun)
+    assert (await server.ask("GET", f"{LOCKS}/activities/{begun['id']}")) == done
+    listed = await server.ask("GET", "/api/v1/operations", params={"kind": "verify"})
+    assert listed["data"] == [done]
+    late = await server.ask("DELETE", begun["links"]["self"], 409)
+    assert late["error"]["code"] == "OPERATION_FINISHED"
 
 
 async def test_verifying_a_lock_of_nothing_installed(server: Server) -> None:

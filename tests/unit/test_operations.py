@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,9 +14,12 @@ from controlplane.db import migrate_down, migrate_up, open_db
 from controlplane.errors import OperationNotFound, ValidationFailed
 from controlplane.events import EventBus, utc_now
 from controlplane.registry.files import Progress
+from controlplane.registry.lock_plan import Action
+from controlplane.registry.lock_work import Drift, LockWork
 from controlplane.registry.model import NewModel
 from controlplane.registry.operation import (
     INSTALL,
+    SYNC,
     Operation,
     OperationError,
     OperationStatus,
@@ -194,8 +198,6 @@ def test_a_version_has_one_operation_at_a_time(db: Database, ledger: Operations)
 
 
 def _copy(operation: Operation) -> Operation:
-    import msgspec
-
     return msgspec.structs.replace(operation, id="0" * 36)
 
 
@@ -314,3 +316,36 @@ def test_the_table_goes_and_comes_back_without_touching_models(
     migrate_up(db)
     assert Operations(OperationStore(db)).page().total_items == 0
     assert Operations(OperationStore(db)).begin(tiny).attempts == 1
+
+
+def test_work_on_locks_is_kept_and_only_it_is_lost_on_the_way_back(
+    db: Database, ledger: Operations
+) -> None:
+    install = ledger.begin(version(db))
+    ledger.finish(install.id, OperationStatus.SUCCEEDED)
+    action = Action(kind="install", model_id="org/tiny", version="main", reason="is missing")
+    asked = LockWork(lock="default", lock_id="x", lock_version=3, prune=True)
+    sync = ledger.begin_work(SYNC, asked.planned((action,)))
+    drift = Drift(model_id="org/tiny", version="main", part="source", problem="missing", path="x")
+    work = LockWork(lock="default", lock_version=3, drift=(drift,)).planned((action,))
+    ledger.finish(sync.id, OperationStatus.FAILED, FAILURE, work.with_step(0, state="failed"))
+    kept = OperationStore(db).get(sync.id)
+    assert kept == ledger.get(sync.id)
+    assert kept.work is not None
+    assert (kept.work.steps[0].state, kept.work.drift) == ("failed", (drift,))
+    before = OperationStore(db).get(install.id)
+    migrate_down(db, to="m0007_current_status")
+    assert [row["id"] for row in db["operation"].rows] == [install.id]
+    with pytest.raises(Exception, match="no column named work"):
+        ledger.begin_work(SYNC, asked)
+    migrate_up(db)
+    assert OperationStore(db).page().items == (before,)
+
+
+def test_the_same_work_is_asked_for_by_what_decides_it() -> None:
+    one = LockWork(lock="default", lock_id="x", lock_version=3)
+    assert one.asks_the_same(one.planned(()))
+    for other in ({"lock_version": 4}, {"frozen": True}, {"prune": True}, {"lock_id": "y"}):
+        assert not one.asks_the_same(msgspec.structs.replace(one, **other))
+    file = LockWork(lock="default")
+    assert not file.asks_the_same(file)
