@@ -363,9 +363,9 @@ asyncio.run(main())
 """
 
 
-def killed(home: Path, step: str) -> str:
-    """Kill -9 a server in the middle of an installation; the id of its operation."""
-    command = [sys.executable, "-c", SERVER, str(home), step]
+def killed(home: Path, step: str, server_code: str = SERVER) -> str:
+    """Kill -9 a server when it says that it is `there`; the id of its operation."""
+    command = [sys.executable, "-c", server_code, str(home), step]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as server:
         assert server.stdout is not None

@@ -22,12 +22,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
 from controlplane.client import AsyncModelMoraClient
@@ -39,7 +35,7 @@ from controlplane.registry.locking import Locking
 from controlplane.registry.model import VersionStatus
 from controlplane.registry.operation import Operation, OperationStatus
 from controlplane.registry.sync import Machine
-from tests.hub import LocalHub, wait_until
+from tests.hub import LocalHub
 from tests.integration.test_install import (
     FILES,
     HANGS,
@@ -50,15 +46,15 @@ from tests.integration.test_install import (
     converters,
     until,
 )
-from tests.integration.test_operations import CONVERTS, served
+from tests.integration.test_operations import CONVERTS, killed, served
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from controlplane.registry.lock import LockDocument, ModelLock
 
 OTHER = "org/other"
-ROOT = Path(__file__).parents[2]
 
 
 class Locked(Registry):
@@ -195,19 +191,6 @@ asyncio.run(main())
 """
 
 
-def killed(home: Path, phase: str) -> str:
-    """Kill -9 a server in that phase of a sync; the id of its operation."""
-    command = [sys.executable, "-c", SERVER, str(home), phase]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as server:
-        assert server.stdout is not None
-        words = [line.strip() for line in iter(server.stdout.readline, "there\n")]
-        children = psutil.Process(server.pid).children()
-        server.kill()
-    for child in children:
-        wait_until(lambda c=child: not c.is_running() or c.status() == psutil.STATUS_ZOMBIE)
-    return next(word for word in words if len(word) == 36 and word.count("-") == 4)
-
-
 async def prepare(machine: Locked, hub: LocalHub, phase: str) -> None:
     """What makes a sync of the other machine's lock go through that phase."""
     if phase == "download":
@@ -238,7 +221,7 @@ async def test_kill_9_in_each_phase_and_the_next_server_goes_on(
     async with opened(home) as machine:
         await prepare(machine, hub, phase)
         machine.lock(document)
-    operation_id = await asyncio.to_thread(killed, home, phase)
+    operation_id = await asyncio.to_thread(killed, home, phase, SERVER)
     async with opened(home) as machine:
         ledger = machine.installer.operations
         assert ledger.get(operation_id).active
