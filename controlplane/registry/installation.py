@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,6 +25,7 @@ from controlplane.registry.metadata import (
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
 from controlplane.registry.sources import HubLimits, fetch, rules_of
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from controlplane.settings import Settings
 
 _DOWNLOADS_AT_ONCE = 4
-_T = TypeVar("_T")
 
 
 class _Artefact(msgspec.Struct):
@@ -223,22 +222,3 @@ class Installation:
         except BaseException:
             self._shop.repository.remove_version(self.model_id, number)
             raise
-
-
-async def to_its_end(
-    work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
-) -> _T:
-    """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.
-
-    Without that the thread would go on writing into folders that are being removed.
-    """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        on_cancel()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # looked at, so that it is not reported as lost
-        raise

@@ -18,11 +18,11 @@ import msgspec
 from controlplane.errors import LockDiffers, LockDrift, ModelMoraError, ModelNotFound, SyncFailed
 from controlplane.registry.disk import remove_tree
 from controlplane.registry.files import Progress
-from controlplane.registry.installation import to_its_end
 from controlplane.registry.lock_plan import Action
 from controlplane.registry.model import NewModel, VersionStatus
 from controlplane.registry.operation import progress_of
 from controlplane.registry.verification import targets, verify
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
     import threading
