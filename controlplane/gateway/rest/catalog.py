@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import post
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
+from controlplane.gateway.rest.model_schemas import Requirements
 from controlplane.gateway.rest.operation_schemas import OperationErrorBody, OperationResponse
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import Id, Json, Request, Version
@@ -16,9 +17,6 @@ from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.versions import use_version
 from controlplane.registry.catalog_file import CatalogEntry
 from controlplane.registry.catalog_sync import SyncResult, sync
-
-if TYPE_CHECKING:
-    from controlplane.gateway.rest.model_schemas import Requirements
 
 TAGS = ["Catalog file"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from controlplane.gateway.rest.model_schemas import Requirements
 from controlplane.gateway.rest.operation_schemas import OperationResponse
 from controlplane.gateway.rest.schemas import Id, Json, Request, Version, present, without_nulls
 
 if TYPE_CHECKING:
-    from controlplane.gateway.rest.model_schemas import Requirements
     from controlplane.lifecycle.resident import ResidentView
     from controlplane.lifecycle.versions import Switched
     from controlplane.registry.model import Model, ModelVersion
