@@ -116,6 +116,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime | None = None
     version_number: int | None = None
     pinned: bool = False
+    trust_remote_code: bool = False
 
 
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):

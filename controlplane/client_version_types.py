@@ -33,6 +33,7 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     version_number: int | None = None
+    trust_remote_code: bool = False
 
 
 class VersionList(msgspec.Struct, frozen=True, kw_only=True):

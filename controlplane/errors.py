@@ -267,6 +267,12 @@ class SourceRefused(ModelMoraError):
     code = "SOURCE_REFUSED"
 
 
+class RemoteCodeRefused(SourceRefused):
+    """The source brings its own code, and the version or the server does not trust it."""
+
+    code = "REMOTE_CODE_REFUSED"
+
+
 class ExportFailed(ModelMoraError):
     """The converter refused or broke; nothing was published."""
 

@@ -130,6 +130,22 @@ class ModelVersionPinned(DomainEvent, frozen=True, kw_only=True):
     revision: str | None = None
 
 
+class ModelCodeTrusted(DomainEvent, frozen=True, kw_only=True):
+    """The version was registered to run code of its repository while it is converted.
+
+    Attributes:
+        trusted_by: who registered it, where that was said.
+        allowed_by: the setting that lets it.
+    """
+
+    event_type = "model.version.code_trusted"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+    trusted_by: str | None = None
+    allowed_by: str = "allow_remote_code"
+
+
 class ModelVersionStatusChanged(DomainEvent, frozen=True, kw_only=True):
     event_type = "model.version.status_changed"
     aggregate_type = CATALOG

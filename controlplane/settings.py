@@ -48,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         idle_ttl: unload a model after so many idle seconds; None means never.
         preload: model ids to load at start, in order.
         allow_pickle: read pickled weights (they can run code) where a source has no safetensors.
+        allow_remote_code: let the converter run code of models' repositories, for versions that
+            were registered with trust_remote_code.
         allow_http: sources over http://, which anybody on the way can change.
         allow_private_sources: sources at addresses of private networks and of this machine.
         max_source_mb: largest source of a version; also the largest archive.
@@ -72,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console", "auto"] = "auto"
     allow_pickle: bool = False
+    allow_remote_code: bool = False
     allow_http: bool = False
     allow_private_sources: bool = False
     max_source_mb: int = 100_000

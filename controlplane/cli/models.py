@@ -33,6 +33,11 @@ _MB = 1024 * 1024
     help="A directory on the server's machine, or a URL; else the HuggingFace hub.",
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the converter run the repository's own code; the server must allow it.",
+)
 @click.option("--use", is_flag=True, help="Make the version current when it is ready.")
 @client_command
 def install(
@@ -42,6 +47,7 @@ def install(
     task: str | None,
     source: str | None,
     timeout: float | None,
+    trust_remote_code: bool,
     use: bool,
 ) -> None:
     """Download a model, convert it and wait until it can be served.
@@ -58,7 +64,10 @@ def install(
     source_url = None if source is None else as_source_url(source)
     phases: set[str] = set()
     with shown_installation(client, out, model_id, phases) as on_progress:
-        installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+        installed = client.install(
+            *(model_id, version, task, source_url, on_progress, timeout),
+            trust_remote_code=trust_remote_code,
+        )
     if use and version is not None:
         client.use(model_id, version)
         installed = client.get(model_id)

@@ -50,6 +50,13 @@ SETTINGS = (
         "flag",
     ),
     Setting(
+        "allow_remote_code",
+        "",
+        "Let versions registered with trust_remote_code run their repository's code to convert.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_http",
         "",
         "Take sources over http://, which anybody on the way can change.",

@@ -14,6 +14,7 @@ from controlplane.migrations import (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0011_remote_code,
     m0012_lock_operations,
 )
 
@@ -28,5 +29,6 @@ STEPS: tuple[ModuleType, ...] = (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0011_remote_code,
     m0012_lock_operations,
 )

@@ -18,16 +18,8 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeights
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    check_shards,
-    choose,
-    is_plain_path,
-    module_folders,
-    refuse_code,
-)
+from controlplane.registry.files import MODULES, is_plain_path
+from controlplane.registry.selection import check_received, choose, module_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,7 +96,7 @@ def _take(
     if modules is not None:
         reader.copy({modules: MODULES}, intake)
     folders = module_folders(intake.read(MODULES) if modules is not None else None, where)
-    chosen = choose(names, folders, where=where, allow_pickle=rules.allow_pickle)
+    chosen = choose(names, folders, where=where, rules=rules)
     total = sum(sizes[names[name]] for name in chosen)
     here = archive.stat().st_size
     intake.expect(here + total, here=here)
@@ -113,15 +105,7 @@ def _take(
     small = {path: name for path, name in wanted.items() if sizes[path] <= _MB}
     for some in (small, {path: name for path, name in wanted.items() if path not in small}):
         reader.copy(some, intake)
-        _check(chosen, where, intake)
-
-
-def _check(chosen: tuple[str, ...], where: str, intake: Intake) -> None:
-    for name in filter(intake.has, chosen):
-        if name.endswith(SAFE_INDEX):
-            check_shards(intake.read(name), name, chosen, where)
-        if name.rpartition("/")[2] == CONFIG:
-            refuse_code(intake.read(name), where)
+        check_received(intake, chosen, where, rules)
 
 
 def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> dict[str, int]:

@@ -24,7 +24,8 @@ from controlplane.registry.metadata import (
     to_metadata,
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
-from controlplane.registry.sources import HubLimits, fetch, rules_of
+from controlplane.registry.remote_code import check_conversion, check_permitted
+from controlplane.registry.sources import HubLimits, SourceRules, fetch, rules_of
 from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Installation:
             self._model.source_url,
             self._source,
             cache=self._shop.cache,
-            rules=rules_of(self._shop.settings),
+            rules=self._rules(),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,
@@ -151,6 +152,17 @@ class Installation:
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+
+    def _rules(self) -> SourceRules:
+        """What the operator allows, and this version wants, of its source.
+
+        Raises:
+            RemoteCodeRefused: it wants more than is allowed.
+        """
+        settings, trusted = self._shop.settings, self.version.trust_remote_code
+        what = f"{self._model.model_id} version {self.version.version}"
+        check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
+        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""
@@ -171,6 +183,7 @@ class Installation:
             try:
                 manifest = await convert(
                     self._command(source, output),
+                    alone=self.version.trust_remote_code,
                     timeout=self._shop.settings.install_timeout,
                     on_progress=self._report,
                 )
@@ -191,7 +204,12 @@ class Installation:
         command = [*self._shop.converter]
         for name, value in options.items():
             command += [name, value] if value is not None else []
-        return [*command, "--allow-pickle"] if self._shop.settings.allow_pickle else command
+        settings = self._shop.settings
+        if settings.allow_pickle:
+            command.append("--allow-pickle")
+        if check_conversion(self.version, allowed=settings.allow_remote_code):
+            command.append("--trust-remote-code")
+        return command
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""

@@ -101,6 +101,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         resource_requirements: declared, or estimated from the artefact.
         measured_memory_mb: what the loaded version really took (PSS, MB); None until measured.
         artefact: the converter's manifest, None until ready.
+        trust_remote_code: code of the repository may run while it is converted, where the server's
+            settings allow that.
         version_number: optimistic lock, from 1, +1 on every change.
     """
 
@@ -128,6 +130,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
     metadata: dict[str, Any] = {}
     created_by: str | None = None
+    trust_remote_code: bool = False
 
     @property
     def triton_name(self) -> str:
@@ -239,6 +242,7 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     checksum: str | None = None
     artifact_uri: str | None = None
+    trust_remote_code: bool = False
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):

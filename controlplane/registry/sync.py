@@ -158,6 +158,8 @@ class LockRun:
         action = self._action(index)
         entry = self._document.entry(action.model_id)
         assert entry is not None, action  # actions to install are made of entries
+        if entry.trust_remote_code:  # before the catalog knows of it
+            self._machine.installer.check_code(entry.model_id, entry.trust_remote_code)
         bring(self._machine.store, entry, action.version)
         self._install(index)
 
@@ -322,13 +324,20 @@ def bring(store: ModelStore, entry: LockedModelEntry, name: str) -> None:
                 version=name,
                 source_url=entry.source_url,
                 resource_requirements=entry.resource_requirements,
+                trust_remote_code=entry.trust_remote_code,
                 **pins,
             )
         )
         return
     if name in known:
+        if entry.trust_remote_code:
+            store.trust_code(entry.model_id, name)
         store.pin(entry.model_id, name, **pins)
     else:
         store.add_version(
-            entry.model_id, name, resource_requirements=entry.resource_requirements, **pins
+            entry.model_id,
+            name,
+            resource_requirements=entry.resource_requirements,
+            trust_remote_code=entry.trust_remote_code,
+            **pins,
         )

@@ -69,6 +69,13 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = msgspec.field(default_factory=dict)
     created_by: str | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -145,6 +152,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -176,6 +184,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             model_id=model.model_id,
             task_type=str(model.task_type),
             version=current.version,
+            trust_remote_code=current.trust_remote_code,
             current_version=model.current_version,
             versions=[version.version for version in model.versions],
             status=current.status.value,
@@ -228,3 +237,10 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code). For versions that were not downloaded yet."
+        ),
+    ] = False
