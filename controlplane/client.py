@@ -16,9 +16,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import httpx
 
 from controlplane import client_background as background
+from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
+from controlplane import client_memory, client_versions
 from controlplane import client_operations as operations
-from controlplane import client_versions
 from controlplane.client_http import (
     api_error,
     client_options,
@@ -155,6 +156,11 @@ class ModelMoraClient:
     pin = _sync(client_versions.pin)
     unpin = _sync(client_versions.unpin)
     outdated = _sync(client_versions.outdated)
+    keep = _sync(lifecycle_operations.keep)
+    release = _sync(lifecycle_operations.release)
+    warm_up = _sync(lifecycle_operations.warm_up)
+    plan = _sync(lifecycle_operations.plan)
+    memory = _sync(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -258,6 +264,11 @@ class AsyncModelMoraClient:
     pin = _async(client_versions.pin)
     unpin = _async(client_versions.unpin)
     outdated = _async(client_versions.outdated)
+    keep = _async(lifecycle_operations.keep)
+    release = _async(lifecycle_operations.release)
+    warm_up = _async(lifecycle_operations.warm_up)
+    plan = _async(lifecycle_operations.plan)
+    memory = _async(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

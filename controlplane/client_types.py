@@ -116,6 +116,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime | None = None
     version_number: int | None = None
     pinned: bool = False
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
     trust_remote_code: bool = False
 
 

@@ -183,7 +183,8 @@ class ModelLoadFailed(DomainEvent, frozen=True, kw_only=True):
 
 
 class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
-    """`reason`: manual, lru_eviction, idle_ttl, unhealthy_restart, version_switch, server_lost or
+    """`reason`: manual, lru_eviction, yielded (others had waited too long while it was busy),
+    idle_ttl, memory_pressure, unhealthy_restart, version_switch, unloaded_elsewhere, server_lost or
     shutdown."""
 
     event_type = "model.unloaded"
@@ -210,6 +211,22 @@ class ModelHealthChanged(DomainEvent, frozen=True, kw_only=True):
     previous_state: str
     new_state: str
     error_message: str | None = None
+
+
+class MemoryThresholdExceeded(DomainEvent, frozen=True, kw_only=True):
+    """Memory has come to be used beyond a limit; told once, until it is within it again.
+
+    `scope`: budget (all models together), model (one took more than 1.2 times what was reserved
+    for it; `model_id` names it) or machine (all processes; the limit keeps the reserve free).
+    """
+
+    event_type = "memory.threshold.exceeded"
+    aggregate_type = LIFECYCLE
+    scope: str
+    used_mb: float
+    threshold_mb: float
+    model_id: str | None = None
+    version: str | None = None
 
 
 class InferenceFinished(DomainEvent, frozen=True, kw_only=True):

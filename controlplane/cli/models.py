@@ -10,6 +10,7 @@ import click
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.following import shown_installation
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
+from controlplane.cli.ready_models import described, summary
 from controlplane.client_types import (
     ModelInfo,
     ModelMoraApiError,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_memory import MemoryRecord
 
 _MB = 1024 * 1024
 
@@ -90,8 +92,10 @@ def as_source_url(source: str) -> str:
 
 def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     artefact = model.artefact or {}
+    ready_made = artefact.get("ready_made")
     dimension, parity = artefact.get("dimension"), artefact.get("parity") or {}
     remarks = [
+        f"used as it is: {summary(ready_made)}" if ready_made else "",
         f"{dimension} dimensions" if dimension else "",
         megabytes(model.artefact_bytes / _MB) if model.artefact_bytes else "",
         f"cosine to PyTorch ≥ {parity['min_cosine']:.7f}" if "min_cosine" in parity else "",
@@ -103,6 +107,8 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
         yield f"{model.current_version} stays current; to switch: modelmora use " + (
             f"{model.model_id}@{model.version}"
         )
+    elif ready_made:
+        yield f"Call it with any Triton client as {model.triton_name}, or over /v2."
     else:
         yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
 
@@ -168,7 +174,35 @@ def info(client: ModelMoraClient, out: Output, model_id: str) -> None:
     Example:
       modelmora info sentence-transformers/all-MiniLM-L6-v2
     """
-    out.result(client.get(model_id), _description)
+    model = client.get(model_id)
+    out.result(model, _description)
+    if not out.as_json:
+        _show_memory(client, out, model_id)
+
+
+def _show_memory(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """What it took in memory when it was last there; nothing if it never was."""
+    try:
+        records = client.memory(model_id, page_size=5).data
+    except ModelMoraApiError:  # a server from before there was a record
+        return
+    if records:
+        out.result(records, _memory_table)
+
+
+def _memory_table(records: Iterable[MemoryRecord]) -> Iterable[Block]:
+    rows = [
+        (
+            moment(record.measured_at),
+            record.version,
+            megabytes(record.used_mb),
+            megabytes(record.peak_mb),
+            megabytes(record.gpu_vram_mb),
+            record.reason,
+        )
+        for record in records
+    ]
+    yield Table(("measured", "version", "memory", "peak", "on GPUs", "after"), rows)
 
 
 def _description(model: ModelInfo) -> Iterable[Block]:
@@ -183,13 +217,16 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
             ("pinned", "upgrades are refused" if model.pinned else ""),
+            ("in memory", "kept" if model.keep_loaded else ""),
+            ("idle time", _idle(model.idle_ttl)),
             ("status", model.status),
             ("error", model.error),
             ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),
             ("source", model.source_url or "HuggingFace hub"),
             ("revision", model.revision),
             ("checksum", model.checksum),
-            ("engine", model.engine and f"{model.backend} on {model.engine}"),
+            ("engine", _engine(model)),
+            *described(artefact.get("ready_made")),
             ("dimension", artefact.get("dimension")),
             ("max tokens", artefact.get("max_seq_length")),
             ("parity", parity and ", ".join(f"{key} {value}" for key, value in parity.items())),
@@ -201,6 +238,20 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("updated", model.updated_at and moment(model.updated_at)),
         ]
     )
+
+
+def _idle(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return "never leaves for being idle"
+    return f"leaves after {seconds:g} s without use"
+
+
+def _engine(model: ModelInfo) -> str | None:
+    if model.engine is None or model.engine == model.backend:
+        return model.engine
+    return f"{model.backend} on {model.engine}"
 
 
 def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Waiter:
     """Somebody who waits for a load; `takes_lease` is False for an explicit load.
 
-    `resident` changes when a switch gives a `floating` waiter to another version.
+    `resident` changes when a switch gives a `floating` waiter to another version; `since` is on
+    the event loop's clock.
     """
 
     resident: Resident
@@ -33,6 +34,13 @@ class Waiter:
     sequence: int
     takes_lease: bool
     floating: bool = False
+    since: float = 0.0
+
+    @property
+    def granted(self) -> bool:
+        """True when the load succeeded, also if the waiter has not woken yet."""
+        future = self.future
+        return future.done() and not future.cancelled() and future.exception() is None
 
 
 @dataclass(eq=False)
@@ -41,11 +49,17 @@ class Resident:
 
     Attributes:
         ledger_mb: what counts against the budget: the reservation, then the measurement.
+        gpu_mb: on all GPUs, as measured; None where none can be asked.
         last_used: the event loop's clock, seconds.
         epoch: grows when the server is lost, so that effects of before are known as stale.
         drained: set while an unload waits for the last lease to end.
         gone: done when an unload has ended.
         switching: part of a switch of versions, and therefore not evicted.
+        keep_loaded, idle_ttl: as `policy.ModelPolicy`.
+        turn_began, yielding_since: see `policy.Residency`; None when it does not yield.
+        desired: to be in memory although nobody waits for it: it was when the server was lost, it
+            is being healed, or it is kept.
+        relapses: how often in a row it was loaded and became unhealthy soon after.
         node: which Triton holds it; there is one today.
     """
 
@@ -53,6 +67,7 @@ class Resident:
     state: ModelState = ModelState.UNLOADED
     ledger_mb: float = 0.0
     peak_mb: float = 0.0
+    gpu_mb: float | None = None
     measured: bool = False
     leases: int = 0
     waiters: list[Waiter] = field(default_factory=list)
@@ -72,7 +87,12 @@ class Resident:
     gone: asyncio.Future[None] | None = None
     unload_reason: str = "manual"
     keep_loaded: bool = False
+    idle_ttl: float | None = None
     switching: bool = False
+    turn_began: float = 0.0
+    yielding_since: float | None = None
+    desired: bool = False
+    relapses: int = 0
     node: str = "local"
     gate: Gate = field(init=False)
 
@@ -96,6 +116,22 @@ class Resident:
     def idle(self) -> bool:
         return self.leases == 0 and not self.waiters
 
+    @property
+    def yielding(self) -> bool:
+        """True while it takes no new requests, because others have waited for room too long."""
+        return self.yielding_since is not None
+
+    @property
+    def stays(self) -> bool:
+        """True when it must not be evicted, busy or not."""
+        return self.keep_loaded or self.switching
+
+    @property
+    def may_leave(self) -> bool:
+        """True when nobody uses it; who waits for one that yields waits for its return."""
+        unused = self.leases == 0 if self.yielding else self.idle
+        return self.state is ModelState.LOADED and unused
+
     def move_to(self, target: ModelState) -> None:
         """Change the state along a legal edge.
 
@@ -104,15 +140,39 @@ class Resident:
         """
         self.state = move(self.model_id, self.state, target)
 
-    def candidate(self) -> Candidate:
-        """How the eviction policy sees it."""
-        stays = self.keep_loaded or self.switching
-        evictable = self.state is ModelState.LOADED and self.idle and not stays
+    def grant(self, now: float) -> None:
+        """Give one lease; `now` is the event loop's clock."""
+        self.leases += 1
+        self.request_count += 1
+        self.last_used = now
+
+    def serve_waiters(self, now: float) -> None:
+        """Wake those who wait for the load that has succeeded."""
+        for waiter in self.waiters:
+            if waiter.takes_lease:  # rule 1: before they wake, or the model could be evicted
+                self.grant(now)
+            waiter.future.set_result(None)
+        self.waiters.clear()
+
+    def fail_waiters(self, error: ModelMoraError) -> None:
+        """Wake those who wait, with `error`."""
+        for waiter in self.waiters:
+            waiter.future.set_exception(error)
+        self.waiters.clear()
+
+    def candidate(self, evictable: bool | None = None) -> Candidate:
+        """How the eviction policy sees it; `evictable` None asks only whether it is in use."""
+        if evictable is None:
+            evictable = self.may_leave and not self.stays
         return Candidate(self.servable.key, self.ledger_mb, self.last_used, evictable)
 
     def urgency(self) -> tuple[int, int]:
         """Order of loads: priority of the most urgent waiter, then who came first."""
         return min((waiter.priority, waiter.sequence) for waiter in self.waiters)
+
+    def waiting_since(self) -> float:
+        """When the longest waiting of those who wait came."""
+        return min(waiter.since for waiter in self.waiters)
 
 
 class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +199,9 @@ class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None = None
     load_seconds: float | None = None
     process_id: int | None = None
+    gpu_mb: float | None = None
+    keep_loaded: bool = False
+    yielding: bool = False
 
 
 def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> ResidentView:
@@ -169,4 +232,7 @@ def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> R
         response_time_ms=health.response_time_ms if health else None,
         load_seconds=resident.load_seconds,
         process_id=resident.process_id,
+        gpu_mb=resident.gpu_mb,
+        keep_loaded=resident.keep_loaded,
+        yielding=resident.yielding,
     )

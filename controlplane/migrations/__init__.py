@@ -14,6 +14,9 @@ from controlplane.migrations import (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0008_memory_history,
+    m0009_model_policy,
+    m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
 )
@@ -29,6 +32,9 @@ STEPS: tuple[ModuleType, ...] = (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0008_memory_history,
+    m0009_model_policy,
+    m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
 )

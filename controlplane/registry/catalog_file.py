@@ -57,6 +57,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         preload: load it when the server starts; None leaves that as it is.
         trust_remote_code: run code of its repository to convert it, where the server allows that.
         pinned: the version must be a commit or a semantic version, which do not move.
+        keep_loaded, idle_ttl: as `Model`; None leaves them as they are.
     """
 
     model_id: str
@@ -69,6 +70,8 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     resource_requirements: ResourceRequirements | None = None
     preload: bool | None = None
     pinned: bool = False
+    keep_loaded: bool | None = None
+    idle_ttl: float | None = None
     trust_remote_code: bool = False
 
 
@@ -179,6 +182,8 @@ def as_new_model(entry: CatalogEntry, *, task_type: str | None) -> NewModel:
         source_url=entry.source_url,
         resource_requirements=entry.resource_requirements,
         config=wanted_config(entry, {}),
+        keep_loaded=bool(entry.keep_loaded),
+        idle_ttl=entry.idle_ttl,
         trust_remote_code=entry.trust_remote_code,
     )
 

@@ -51,6 +51,8 @@ class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
         allow_http: sources without TLS.
         allow_private: addresses of private networks and of this machine.
         max_bytes: the largest source, and the largest archive.
+        ready_dirs: folders whose ready-made Triton models are trusted, whoever owns them.
+        allow_remote_ready: ready-made Triton models from archives and S3.
         trust_code: Python files beside the configuration, for a version that may run them.
     """
 
@@ -58,6 +60,8 @@ class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
     allow_http: bool = False
     allow_private: bool = False
     max_bytes: int = 100_000 * 1024 * 1024
+    ready_dirs: tuple[str, ...] = ()
+    allow_remote_ready: bool = False
     trust_code: bool = False
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.errors import DownloadFailed, ExportFailed
+from controlplane.errors import DownloadFailed, ExportFailed, ValidationFailed
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
@@ -23,14 +25,15 @@ from controlplane.registry.metadata import (
     read_folder,
     to_metadata,
 )
-from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
+from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
+from controlplane.registry.ready_artefact import prepare
+from controlplane.registry.ready_models import ServerFacts, is_ready_source
 from controlplane.registry.remote_code import check_conversion, check_permitted
 from controlplane.registry.sources import HubLimits, SourceRules, fetch, rules_of
 from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from controlplane.registry.repository import ModelRepository
     from controlplane.registry.store import ModelStore
@@ -119,8 +122,13 @@ class Installation:
             self._report(self.progress)
             source = await self._download()
         store.check_pin(name, self.version.version, source.checksum)
+        ready_made = is_ready_source(source.files)
+        self._check_task(ready_made=ready_made)
         await self._describe()
         store.set_status(name, self.version.version, VersionStatus.EXPORTING)
+        if ready_made:
+            await self._take_as_it_is(source)
+            return
         self._report(Progress(phase="exporting", step="wait", message="waiting for the converter"))
         async with self._shop.converting:
             await self._convert(source)
@@ -174,20 +182,61 @@ class Installation:
             str(self.model_id), self.version.version, {FACTS: to_metadata(facts)}
         )
 
+    def _check_task(self, *, ready_made: bool) -> None:
+        """What a model does cannot change any more, and decides who can make it an artefact."""
+        task = self._model.task_type
+        if ready_made == (task is TaskType.CUSTOM):
+            return
+        what = "no ready-made Triton model (config.pbtxt and version folders), as custom ones are"
+        if ready_made:
+            what = "a ready-made Triton model, whose task is custom"
+        raise ValidationFailed.field(
+            "task_type",
+            f"is {task}, and the source is {what}: uninstall it, install without --task",
+        )
+
     async def _convert(self, source: FetchedSource) -> None:
+        async with self._staged(source) as output:
+            manifest = await convert(
+                self._command(source, output),
+                alone=self.version.trust_remote_code,
+                timeout=self._shop.settings.install_timeout,
+                on_progress=self._report,
+            )
+            await self._publish(source, manifest, output)
+
+    async def _take_as_it_is(self, source: FetchedSource) -> None:
+        """A ready-made Triton model: checked and copied, nothing is converted."""
+        self._report(Progress(phase="exporting", step="check", message="checking the Triton model"))
+        external = self._shop.settings.triton_grpc_url is not None
+        server = ServerFacts(
+            embedded=not external,
+            gpu=_has_gpu(),
+            installed=frozenset(self._shop.store.triton_names()),
+        )
+        async with self._staged(source) as output:
+            work = asyncio.to_thread(
+                prepare,
+                self.model_id,
+                self.version.version,
+                self.version.triton_version,
+                self._source,
+                source,
+                output,
+                server,
+            )
+            manifest = await to_its_end(asyncio.ensure_future(work))
+            await self._publish(source, manifest, output)
+
+    @contextlib.asynccontextmanager
+    async def _staged(self, source: FetchedSource) -> AsyncIterator[Path]:
+        """Where an artefact comes to be; nothing is left of it but what was published."""
         size = sum(file.size for file in source.files)
         with reporting_full_disk(self._shop.repository.root, lambda: size):
             require_space(self._shop.repository.root, size)
             staging = self._shop.repository.new_staging()
-            output = staging / "artefact"
             try:
-                manifest = await convert(
-                    self._command(source, output),
-                    alone=self.version.trust_remote_code,
-                    timeout=self._shop.settings.install_timeout,
-                    on_progress=self._report,
-                )
-                await self._publish(source, manifest, output)
+                yield staging / "artefact"
             finally:
                 await asyncio.shield(asyncio.to_thread(remove_tree, staging))
 
@@ -240,3 +289,7 @@ class Installation:
         except BaseException:
             self._shop.repository.remove_version(self.model_id, number)
             raise
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists()

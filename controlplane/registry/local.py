@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from controlplane.errors import ArtifactNotAccessible, ValidationFailed
+from controlplane.registry import ready_source
 from controlplane.registry.files import MODULES
 from controlplane.registry.selection import check_received, choose, module_folders
 
@@ -43,13 +44,15 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
     Raises:
         ArtifactNotAccessible: the directory, or something in it that is needed, is missing, cannot
             be read, or is a link that leaves the directory.
-        SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
+        TritonModelInvalid, SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
     """
     where = str(folder)
     try:
         root = folder.resolve(strict=True)
         if not root.is_dir():
             raise ArtifactNotAccessible(f"{where} is not a directory.")
+        if ready_source.is_ready_folder(root):
+            return ready_source.copy_ready_folder(root, intake, rules)
         folders = module_folders(_modules(root, where), where)
         names = choose(_names(root, folders), folders, where=where, rules=rules)
         sizes = {name: _size(root, name, where) for name in names}

@@ -17,11 +17,13 @@ from uuid import uuid4
 import msgspec
 
 from controlplane.errors import ArtifactNotAccessible, DownloadFailed
-from controlplane.registry import metadata
+from controlplane.registry import metadata, ready_source
 from controlplane.registry.disk import remove_tree
 from controlplane.registry.files import MODULES, FetchedSource
 from controlplane.registry.local import directory_of
 from controlplane.registry.metadata import CONFIG, LARGEST_SMALL_FILE, SMALL_FILES, Facts
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.remote_code import refuse_untrusted
 from controlplane.registry.source_url import parse_source_url
 from controlplane.registry.sources import fetch, peek, rules_of
@@ -59,6 +61,7 @@ async def look(shop: Workshop, model_id: ModelId, new: NewModel, limits: HubLimi
 
     Raises:
         ArtifactNotAccessible, DownloadFailed, InsufficientDisk, UnsafeWeights: as a download.
+        TritonModelInvalid: it is a ready-made Triton model, and wrong.
         SourceRefused: a rule of safety forbids it; it brings code that is not trusted.
         ValidationFailed: the source's address is wrong.
     """
@@ -76,13 +79,19 @@ def _refuse_empty(where: str, names: Iterable[str]) -> None:
     if not {CONFIG, MODULES} & set(names):
         raise ArtifactNotAccessible(
             f"{where} has no config.json, so it is not a transformers or sentence-transformers "
-            "model."
+            "model; nor has it the config.pbtxt of a ready-made Triton model."
         )
 
 
 def _look_into(folder: Path, new: NewModel) -> Look:
     if not folder.is_dir():
         raise ArtifactNotAccessible(f"{folder} is not a directory on the server's machine.")
+    try:
+        if ready_source.is_ready_folder(folder):
+            ready_source.examine(folder.resolve(), new.version)
+            return Look(facts=metadata.ready_made_facts())
+    except OSError as error:
+        raise ArtifactNotAccessible(f"{folder} cannot be read: {error}.") from error
     _refuse_empty(str(folder), [path.name for path in folder.iterdir()])
     config = folder / CONFIG
     if config.is_file():
@@ -96,7 +105,9 @@ def _look_from_afar(model_id: ModelId, new: NewModel, limits: HubLimits) -> Look
     ask = partial(
         peek, model_id, new.version, new.source_url, largest=LARGEST_SMALL_FILE, limits=limits
     )
-    files = ask(SMALL_FILES)
+    files = ask((*SMALL_FILES, TRITON_CONFIG))
+    if new.source_url is not None and is_ready_made(files):
+        return Look(facts=metadata.ready_made_facts())
     _refuse_empty(where, files)
     refuse_untrusted(files.get(CONFIG, b""), CONFIG, where, trusted=new.trust_remote_code)
     more = metadata.module_configs(files.get(MODULES))

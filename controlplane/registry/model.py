@@ -59,6 +59,8 @@ __all__ = [
 # Neither control characters nor halves of surrogate pairs: SQLite would cut or refuse them.
 _TEXT = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*")
 
+_LONGEST_IDLE = 10**9
+
 
 class VersionStatus(str, Enum):
     """How far a version has come on its way to being servable (domain §2.2, C-65)."""
@@ -137,6 +139,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         return ModelId.parse(self.model_id).triton_name
 
     @property
+    def need_source(self) -> str:
+        """Where `need_mb` comes from: measured, declared or estimated."""
+        if self.measured_memory_mb is not None:
+            return "measured"
+        return "declared" if self.requirements_declared else "estimated"
+
+    @property
     def need_mb(self) -> float:
         """Memory to reserve for a load, in MB: measured, else declared, else 1.5 x artefact."""
         if self.measured_memory_mb is not None:
@@ -152,6 +161,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         source_url: where versions come from instead of the hub (`file:///…`), None = hub.
         pinned: an upgrade is refused; the current version stays until somebody says otherwise.
+        keep_loaded: it stays in memory; nothing is evicted for it once there, nor it for others.
+        idle_ttl: seconds without use after which it leaves memory; 0 is right after use, below 0
+            never, None as the setting `idle_ttl` says.
         version: optimistic lock of the entity, from 1 (domain §1.1); not a model version.
     """
 
@@ -170,6 +182,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     custom_params: dict[str, Any] = {}
     pinned: bool = False
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
 
     @property
     def current(self) -> ModelVersion:
@@ -242,6 +256,8 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     checksum: str | None = None
     artifact_uri: str | None = None
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
     trust_remote_code: bool = False
 
 
@@ -252,6 +268,8 @@ class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
     description: str | msgspec.UnsetType | None = msgspec.UNSET
     config: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     resource_requirements: ResourceRequirements | msgspec.UnsetType = msgspec.UNSET
+    keep_loaded: bool | msgspec.UnsetType = msgspec.UNSET
+    idle_ttl: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
@@ -283,6 +301,7 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
         errors["framework"] = ["only pytorch models can be converted so far"]
     if new.resource_requirements is not None:
         errors |= new.resource_requirements.errors()
+    errors |= _idle_errors(new.idle_ttl)
     if errors:
         raise ValidationFailed(errors)
     return model_id, task_type
@@ -301,6 +320,8 @@ def check_change(change: ModelChange) -> None:
             errors |= _length_errors(**{name: (value, limit)})
     if isinstance(change.resource_requirements, ResourceRequirements):
         errors |= change.resource_requirements.errors()
+    if isinstance(change.idle_ttl, float | int):
+        errors |= _idle_errors(change.idle_ttl)
     if errors:
         raise ValidationFailed(errors)
 
@@ -320,6 +341,12 @@ def _source_errors(source_url: str | None) -> dict[str, list[str]]:
         return {}
     found = parse_source_url(source_url)
     return {"source_url": [found]} if isinstance(found, str) else {}
+
+
+def _idle_errors(idle_ttl: float | None) -> dict[str, list[str]]:
+    if idle_ttl is None or abs(idle_ttl) <= _LONGEST_IDLE:  # False for NaN
+        return {}
+    return {"idle_ttl": ["must be seconds, at most 1,000,000,000; 0 is at once, below 0 never"]}
 
 
 def _length_errors(**fields: tuple[str | None, int]) -> dict[str, list[str]]:

@@ -90,6 +90,8 @@ class TaskType(str, Enum):
     CLASSIFICATION = "classification"
     OBJECT_DETECTION = "object_detection"
     QUESTION_ANSWERING = "question_answering"
+    # Ours, not the domain's: a ready-made Triton model, whose tensors are its own affair.
+    CUSTOM = "custom"
 
     def __str__(self) -> str:
         return self.value
@@ -107,9 +109,9 @@ class TaskType(str, Enum):
             raise InvalidTaskType(text, [task.value for task in SERVABLE_TASKS]) from None
 
 
-# Tasks that have a converter and a backend by now; the others are refused at registration rather
-# than at the first request (domain C-02).
-SERVABLE_TASKS = (TaskType.TXT2EMBED,)
+# Tasks that have a converter and a backend by now, or need none; the others are refused at
+# registration rather than at the first request (domain C-02).
+SERVABLE_TASKS = (TaskType.TXT2EMBED, TaskType.CUSTOM)
 # As a version's name it stands for the newest ready one.
 LATEST = "latest"
 

@@ -20,7 +20,7 @@ from controlplane.registry import metadata
 from controlplane.registry.curated import curated_facts
 from controlplane.registry.looking import Look, look
 from controlplane.registry.metadata import FACTS, Facts
-from controlplane.registry.model import ModelId, check_new_model
+from controlplane.registry.model import ModelId, TaskType, check_new_model
 from controlplane.registry.patience import HubLimits
 from controlplane.registry.remote_code import check_permitted
 
@@ -43,12 +43,14 @@ async def register(shop: Workshop, new: NewModel, *, limits: HubLimits = LIMITS)
         RemoteCodeRefused: it trusts code and the server does not, or brings code untrusted.
         SourceRefused, ArtifactNotAccessible, DownloadFailed, UnsafeWeights, InsufficientDisk: the
             files that would tell cannot be had.
+        TritonModelInvalid: it is a ready-made Triton model, and wrong.
         SettingsError: the user's curated list is wrong.
     """
     model_id = ModelId.parse(new.model_id)
     allowed = shop.settings.allow_remote_code
     check_permitted(str(model_id), trusted=new.trust_remote_code, allowed=allowed)
     explicit = _explicit(new)
+    _check_custom(new)
     if new.task_type is not None:
         # the version's files tell the rest when they come
         return shop.store.register(_described(new, metadata.merged({}, {}, explicit)))
@@ -92,6 +94,14 @@ async def _look(
         if known:  # the curated list will do; the download says what is wrong with the source
             return Look(facts={})
         raise
+
+
+def _check_custom(new: NewModel) -> None:
+    custom = new.task_type is not None and TaskType.parse(new.task_type) is TaskType.CUSTOM
+    if custom and new.source_url is None:
+        raise ValidationFailed.field(
+            "source_url", "is required for custom, the task of ready-made Triton models"
+        )
 
 
 def _refuse_known(shop: Workshop, model_id: ModelId) -> None:

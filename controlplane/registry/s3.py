@@ -25,8 +25,13 @@ from controlplane.registry.archives import unpack
 from controlplane.registry.blobs import digest_of
 from controlplane.registry.files import MODULES, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import choose as choose_ready
+from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.ready_source import check_remote
 from controlplane.registry.selection import check_received, choose, module_folders
 from controlplane.registry.transfer import Answer, NothingThere, all_at_once, receive_once
+from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +118,9 @@ class S3:
     ) -> None:
         if not objects:
             raise ArtifactNotAccessible(f"There is nothing at {self._url}/.")
+        if is_ready_made(objects):
+            self._fetch_ready(objects, intake, rules)
+            return
         if MODULES in objects:
             self._receive(MODULES, objects[MODULES], intake)
         modules = intake.read(MODULES) if MODULES in objects else None
@@ -131,6 +139,22 @@ class S3:
                 [partial(self._receive, name, objects[name], intake) for name in some], self._stop
             )
             check_received(intake, names, self._url, rules)
+
+    def _fetch_ready(self, objects: dict[str, _Object], intake: Intake, rules: SourceRules) -> None:
+        """A ready-made Triton model."""
+        check_remote(self._url, rules)
+        if objects[TRITON_CONFIG].size > LARGEST_CONFIG:
+            raise ArtifactNotAccessible(f"{self._url}/{TRITON_CONFIG} is no configuration.")
+        self._receive(TRITON_CONFIG, objects[TRITON_CONFIG], intake)
+        content, version = intake.read(TRITON_CONFIG), intake.version
+        names = choose_ready(objects, content, version, self._url).files
+        total = sum(objects[name].size for name in names)
+        intake.check_size(total)
+        intake.expect(total)
+        left = [name for name in names if not intake.has(name)]
+        all_at_once(
+            [partial(self._receive, name, objects[name], intake) for name in left], self._stop
+        )
 
     def _list(self, prefix: str) -> dict[str, _Object]:
         """The objects by what their key has beyond the prefix."""

@@ -89,7 +89,7 @@ def choose(
     if not main:
         raise ArtifactNotAccessible(
             f"{where} has no config.json, so it is not a transformers or sentence-transformers "
-            "model."
+            "model; nor has it the config.pbtxt of a ready-made Triton model."
         )
     chosen: set[str] = set()
     pickled: list[str] = []

@@ -49,6 +49,8 @@ def rules_of(settings: Settings) -> SourceRules:
         allow_http=settings.allow_http,
         allow_private=settings.allow_private_sources,
         max_bytes=settings.max_source_mb * _MB,
+        ready_dirs=settings.ready_model_dirs,
+        allow_remote_ready=settings.allow_remote_ready_models,
     )
 
 
@@ -72,7 +74,8 @@ def fetch(
     on where it did. Blocks; run it in a thread.
 
     Args:
-        version: branch, tag or commit; used for the hub only.
+        version: branch, tag or commit for the hub; for a ready-made Triton model perhaps the
+            number of its folder.
         source_url: see `source_url.py`; None for the hub.
         progress: called often, from several threads but one at a time.
         cancelled: set it to have the call stop within about `limits.answer` seconds.
@@ -89,6 +92,7 @@ def fetch(
     """
     stop = Stop(cancelled)
     intake = Intake(str(model_id), destination, cache, progress, stop, max_bytes=rules.max_bytes)
+    intake.version = version
     earlier = received_before(destination, stop)
     if checksum is not None and earlier is not None and earlier.checksum == checksum:
         return earlier

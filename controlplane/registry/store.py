@@ -29,7 +29,7 @@ from controlplane.events import (
     utc_now,
 )
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
-from controlplane.registry import catalog
+from controlplane.registry import catalog, keeping
 from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
     Model,
@@ -51,7 +51,13 @@ _CACHE_LIMIT = 10_000
 
 
 class ModelStore(VersionStore):
-    """Registered models and their versions."""
+    """Registered models and their versions.
+
+    Attributes:
+        memory_limits: which models can be kept together; None does not care.
+    """
+
+    memory_limits: keeping.MemoryLimits | None = None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -107,6 +113,14 @@ class ModelStore(VersionStore):
         """Ids of the models that are to be loaded when the server starts, by model id."""
         return catalog.preloaded(self._db)
 
+    def models_with_policy(self) -> tuple[Model, ...]:
+        """Models that are kept in memory or have an idle time of their own, by model id."""
+        return keeping.models_with_policy(self._db)
+
+    def _check_kept(self, model_id: str) -> None:
+        if self.memory_limits is not None:
+            keeping.check_kept(model_id, keeping.kept_models(self._db), self.memory_limits)
+
     # -- models ------------------------------------------------------------------------------
 
     def register(self, new: NewModel) -> Model:
@@ -117,6 +131,7 @@ class ModelStore(VersionStore):
                 breaks a rule.
             ModelAlreadyExists.
             VersionAlreadyExists: the version's name was deleted and stood for other bytes.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         model_id, task_type = check_new_model(new)
         with self._change() as events:
@@ -138,6 +153,8 @@ class ModelStore(VersionStore):
                     "source_url": new.source_url,
                     "config": new.config,
                     "custom_params": new.custom_params,
+                    "keep_loaded": new.keep_loaded,
+                    "idle_ttl": new.idle_ttl,
                     "created_at": now,
                     "updated_at": now,
                 },
@@ -156,6 +173,8 @@ class ModelStore(VersionStore):
                 artifact_uri=new.artifact_uri,
                 trust_remote_code=new.trust_remote_code,
             )
+            if new.keep_loaded:
+                self._check_kept(str(model_id))
             told: dict[str, Any] = {
                 "aggregate_id": catalog_id,
                 "model_id": str(model_id),
@@ -177,6 +196,7 @@ class ModelStore(VersionStore):
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed.
             ConcurrentModification: the model is no longer at `expected_version`.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         check_change(change)
         with self._change() as events:
@@ -197,6 +217,8 @@ class ModelStore(VersionStore):
                 )
             values.pop("resource_requirements", None)
             self._write_model(model, **values)
+            if values.get("keep_loaded"):
+                self._check_kept(model.model_id)
             events.append(
                 ModelUpdated(aggregate_id=model.catalog_id, model_id=model.model_id, fields=fields)
             )

@@ -12,7 +12,14 @@ from msgspec import UNSET, Meta, UnsetType
 from controlplane.gateway.rest.model_schemas import Requirements
 from controlplane.gateway.rest.operation_schemas import OperationErrorBody, OperationResponse
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import Id, Json, Request, Version
+from controlplane.gateway.rest.schemas import (
+    Id,
+    IdleTtl,
+    Json,
+    KeepLoaded,
+    Request,
+    Version,
+)
 from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.versions import use_version
 from controlplane.registry.catalog_file import CatalogEntry
@@ -43,6 +50,9 @@ class CatalogEntryBody(Request):
             "it (allow_remote_code)."
         ),
     ] = False
+
+    keep_loaded: KeepLoaded | None = None
+    idle_ttl: IdleTtl | None = None
 
     def to_domain(self) -> CatalogEntry:
         values = msgspec.structs.asdict(self)

@@ -10,7 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.gateway.rest.schemas import (
     Id,
+    IdleTtl,
     Json,
+    KeepLoaded,
     Pagination,
     Request,
     Version,
@@ -25,6 +27,7 @@ from controlplane.registry.model import (
     NewModel,
     ResourceRequirements,
 )
+from controlplane.registry.ready_artefact import describe
 
 if TYPE_CHECKING:
     from controlplane.registry.files import Progress
@@ -69,6 +72,8 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = msgspec.field(default_factory=dict)
     created_by: str | None = None
+    keep_loaded: KeepLoaded = False
+    idle_ttl: IdleTtl | None = None
     trust_remote_code: Annotated[
         bool,
         Meta(
@@ -91,6 +96,8 @@ class UpdateModelRequest(Request):
     description: str | UnsetType | None = UNSET
     config: Json | UnsetType = UNSET
     resource_requirements: Requirements | UnsetType = UNSET
+    keep_loaded: KeepLoaded | UnsetType = UNSET
+    idle_ttl: IdleTtl | UnsetType | None = UNSET
     version_number: Annotated[
         int | UnsetType,
         Meta(description="Refuse the change (409) if the model is no longer at this number."),
@@ -105,6 +112,8 @@ class UpdateModelRequest(Request):
             resource_requirements=(
                 requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
             ),
+            keep_loaded=self.keep_loaded,
+            idle_ttl=self.idle_ttl,
         )
 
 
@@ -152,7 +161,9 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    keep_loaded: bool
     trust_remote_code: bool
+    idle_ttl: float | UnsetType = UNSET
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -185,6 +196,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             task_type=str(model.task_type),
             version=current.version,
             trust_remote_code=current.trust_remote_code,
+            keep_loaded=model.keep_loaded,
+            idle_ttl=present(model.idle_ttl),
             current_version=model.current_version,
             versions=[version.version for version in model.versions],
             status=current.status.value,
@@ -226,6 +239,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
         "max_seq_length": embedding.get("max_seq_length"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
+        "ready_made": describe(manifest),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 

@@ -22,6 +22,17 @@ Version = Annotated[
     str,
     Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
 ]
+KeepLoaded = Annotated[
+    bool, Meta(description="It stays in memory: it is never evicted, and comes back by itself.")
+]
+IdleTtl = Annotated[
+    float,
+    Meta(
+        description="Seconds without use after which it leaves memory; 0 is right after use, "
+        "below 0 never. Left out: as the setting says.",
+        examples=[600],
+    ),
+]
 Json = dict[str, Any]
 
 
@@ -87,6 +98,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     last_used_at: datetime | UnsetType = UNSET
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
+    keep_loaded: bool = False
 
     @classmethod
     def of(cls, view: ResidentView) -> ModelStatusResponse:
@@ -110,6 +122,7 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             last_used_at=present(view.last_used_at),
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
+            keep_loaded=view.keep_loaded,
         )
 
 
