@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from controlplane.client_types import Operation
+from controlplane.client_operation_types import Operation
 
 # The server says something every 15 s; three times nothing, and it is gone.
 SILENCE_SECONDS = 45.0

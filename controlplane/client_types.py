@@ -79,7 +79,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int | None = None
     bytes_total: int | None = None
     rate: float | None = None
-    bytes_per_second: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,77 +121,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     trust_remote_code: bool = False
 
 
-class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a model; memory in MB."""
-
-    model_id: str
-    version: str
-    status: str
-    current: bool = False
-    loaded: bool = False
-    error: str | None = None
-    revision: str | None = None
-    checksum: str | None = None
-    artifact_uri: str | None = None
-    backend: str | None = None
-    engine: str | None = None
-    triton_name: str | None = None
-    triton_version: int | None = None
-    metadata: dict[str, Any] | None = None
-    resource_requirements: dict[str, Any] | None = None
-    measured_memory_mb: float | None = None
-    artefact_bytes: int | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    version_number: int | None = None
-    trust_remote_code: bool = False
-
-
-class VersionList(msgspec.Struct, frozen=True, kw_only=True):
-    """All versions of a model, as they were registered; `latest` is the newest ready one."""
-
-    model_id: str
-    current_version: str
-    data: list[VersionInfo]
-    pinned: bool = False
-    latest: str | None = None
-
-
-class VersionSwitched(msgspec.Struct, frozen=True, kw_only=True):
-    """`switch`: live, drained (requests waited, there was no room for both), or unloaded."""
-
-    model_id: str
-    version: str
-    previous_version: str
-    switch: str = "unloaded"
-
-
-class UpgradeAccepted(msgspec.Struct, frozen=True, kw_only=True):
-    model_id: str
-    version: str
-    previous_version: str
-    status: str
-    up_to_date: bool = False
-
-
-class UpdateInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How the current version compares with the hub; with `error`, nothing is known."""
-
-    model_id: str
-    version: str
-    outdated: bool
-    pinned: bool = False
-    newer_versions: list[str] = []
-    revision: str | None = None
-    branch: str | None = None
-    branch_revision: str | None = None
-    error: str | None = None
-
-
-class UpdateList(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[UpdateInfo]
-
-
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):
     page: int
     page_size: int
@@ -203,81 +131,6 @@ class Pagination(msgspec.Struct, frozen=True, kw_only=True):
 class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[ModelInfo]
     pagination: Pagination
-
-
-class OperationError(msgspec.Struct, frozen=True, kw_only=True):
-    code: str
-    message: str
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """Work in the background: pending, running, succeeded, failed or cancelled."""
-
-    id: str
-    model_id: str
-    version: str
-    status: str
-    kind: str = "install"
-    message: str = ""
-    attempts: int = 1
-    phase: str | None = None
-    step: str | None = None
-    fraction: float | None = None
-    bytes_done: int | None = None
-    bytes_total: int | None = None
-    rate: float | None = None
-    error: OperationError | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    links: dict[str, str] | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.status in ("succeeded", "failed", "cancelled")
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is; an operation that has not begun is `pending`."""
-        return Progress(
-            phase=self.phase or self.status,
-            step=self.step or "",
-            message=self.message,
-            fraction=self.fraction,
-            bytes_done=self.bytes_done,
-            bytes_total=self.bytes_total,
-            rate=self.rate,
-        )
-
-
-class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Operation]
-    pagination: Pagination
-
-
-class CatalogResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done, or was, for one entry of a catalog file.
-
-    `actions` are register, add_version, update, install and use; none when nothing is to be done.
-    `status` is planned, unchanged, installing, done or failed.
-    """
-
-    model_id: str
-    version: str
-    actions: list[str]
-    status: str
-    message: str = ""
-    operation: Operation | None = None
-    error: OperationError | None = None
-
-
-class CatalogSync(msgspec.Struct, frozen=True, kw_only=True):
-    """`in_sync` is true when nothing was to be done for any entry."""
-
-    dry_run: bool
-    in_sync: bool
-    results: list[CatalogResult]
 
 
 class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text
 from controlplane.errors import ValidationFailed
 from controlplane.events import DomainEvent
+from controlplane.moments import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import time
-from collections import deque
 from typing import TYPE_CHECKING
 
 from controlplane.registry.contents import Note, note_path, read_note, write_note
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from controlplane.registry.intake import Intake
 
 _CHUNK = 1024 * 1024
-_RATE_SECONDS = 5.0
 
 
 class FileIntake:
@@ -128,21 +125,3 @@ class FileIntake:
     def _write_note(self) -> None:
         if self._keep and self.validator is not None:
             write_note(self.part, Note(self._intake.owner, self.path, self.validator))
-
-
-class Rate:
-    """Bytes per second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._came: deque[tuple[float, int]] = deque()
-        self._sum = 0
-
-    def add(self, count: int) -> float | None:
-        """Count bytes that came now; the rate, or None while it cannot be told."""
-        now = time.monotonic()
-        self._came.append((now, count))
-        self._sum += count
-        while now - self._came[0][0] > _RATE_SECONDS:
-            self._sum -= self._came.popleft()[1]
-        seconds = now - self._came[0][0]
-        return self._sum / seconds if seconds > 0.1 else None

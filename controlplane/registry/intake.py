@@ -13,7 +13,7 @@ import msgspec
 
 from controlplane.errors import SourceRefused
 from controlplane.registry.disk import remove_tree, require_space, sync_folder
-from controlplane.registry.file_intake import FileIntake, Rate
+from controlplane.registry.file_intake import FileIntake
 from controlplane.registry.files import (
     RECORD,
     FetchedSource,
@@ -21,6 +21,7 @@ from controlplane.registry.files import (
     SourceFile,
     source_checksum,
 )
+from controlplane.registry.rate import Rate
 from controlplane.registry.stopping import FetchCancelled
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Intake:
                     fraction=self._done / total if total else None,
                     bytes_done=self._done,
                     bytes_total=total,
-                    bytes_per_second=rate,
+                    rate=rate,
                 )
             )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text
+from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
     Model,
     ModelVersion,

@@ -531,7 +531,7 @@ async def test_openapi_document(http):
     assert names >= {
         *("org", "repo", "force", "version", "model_id"),
         *("task_type", "status", "search_text", "page", "page_size"),
-        *("name", "environment", "version", "activity_id", "model", "upgrade", "prune"),
+        *("name", "environment", "version", "model", "upgrade", "prune"),
         *("operation_id", "model_id", "kind", "Last-Event-ID"),
         "limit",
     }
