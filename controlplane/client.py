@@ -18,9 +18,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import httpx
 import msgspec
 
+from controlplane import client_lifecycle, client_versions
 from controlplane import client_lock_operations as lock_operations
 from controlplane import client_operations as operations
-from controlplane import client_versions
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_sse import Listen
 from controlplane.client_types import (
@@ -110,7 +110,8 @@ def _unreachable(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise ServerUnreachable(url, "timed out") from error
+        connected = not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
+        raise ServerUnreachable(url, "timed out", timed_out=connected) from error
     except httpx.TransportError as error:
         raise ServerUnreachable(url, _reason(error)) from error
 
@@ -237,7 +238,11 @@ class ModelMoraClient:
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
     events = _sync(operations.events)
-    follow_events = _sync(operations.follow_events)
+    follow_events = _sync(client_lifecycle.follow_events)
+    lifecycle = _sync(client_lifecycle.lifecycle)
+    lifecycle_events = _sync(client_lifecycle.lifecycle_events)
+    model_status = _sync(client_lifecycle.model_status)
+    metrics = _sync(client_lifecycle.metrics)
     backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
     create_lock = _sync(lock_operations.create_lock)
@@ -339,7 +344,11 @@ class AsyncModelMoraClient:
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
     events = _async(operations.events)
-    follow_events = _async(operations.follow_events)
+    follow_events = _async(client_lifecycle.follow_events)
+    lifecycle = _async(client_lifecycle.lifecycle)
+    lifecycle_events = _async(client_lifecycle.lifecycle_events)
+    model_status = _async(client_lifecycle.model_status)
+    metrics = _async(client_lifecycle.metrics)
     backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
     create_lock = _async(lock_operations.create_lock)

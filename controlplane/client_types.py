@@ -44,13 +44,18 @@ class ModelMoraApiError(ModelMoraClientError):
 
 
 class ServerUnreachable(ModelMoraClientError):
-    """No answer could be had from the server at `url`."""
+    """No answer could be had from the server at `url`.
 
-    def __init__(self, url: str, why: str) -> None:
+    Attributes:
+        timed_out: somebody listens there and said nothing for too long.
+    """
+
+    def __init__(self, url: str, why: str, *, timed_out: bool = False) -> None:
         super().__init__(
             f"No answer from ModelMora at {url} ({why}): is `modelmora serve` running?"
         )
         self.url = url
+        self.timed_out = timed_out
 
 
 class InstallFailed(ModelMoraClientError):
@@ -389,6 +394,14 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Event]
     pagination: Pagination | None = None
     next_after: int | None = None
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The cursor lay beyond the end of the store, as after an older backup was restored: what the
+    store once had after `goes_on_after` is lost."""
+
+    asked_after: int
+    goes_on_after: int
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
