@@ -34,6 +34,12 @@ class Waiter:
     takes_lease: bool
     floating: bool = False
 
+    @property
+    def granted(self) -> bool:
+        """True when the load succeeded, also if the waiter has not woken yet."""
+        future = self.future
+        return future.done() and not future.cancelled() and future.exception() is None
+
 
 @dataclass(eq=False)
 class Resident:
@@ -103,6 +109,26 @@ class Resident:
             InvalidStateTransition: when there is no such edge.
         """
         self.state = move(self.model_id, self.state, target)
+
+    def grant(self, now: float) -> None:
+        """Give one lease; `now` is the event loop's clock."""
+        self.leases += 1
+        self.request_count += 1
+        self.last_used = now
+
+    def serve_waiters(self, now: float) -> None:
+        """Wake those who wait for the load that has succeeded."""
+        for waiter in self.waiters:
+            if waiter.takes_lease:  # rule 1: before they wake, or the model could be evicted
+                self.grant(now)
+            waiter.future.set_result(None)
+        self.waiters.clear()
+
+    def fail_waiters(self, error: ModelMoraError) -> None:
+        """Wake those who wait, with `error`."""
+        for waiter in self.waiters:
+            waiter.future.set_exception(error)
+        self.waiters.clear()
 
     def candidate(self) -> Candidate:
         """How the eviction policy sees it."""

@@ -162,7 +162,7 @@ async def test_the_old_version_runs_untouched_while_the_new_one_is_loaded(world:
     old = world.pid(name)
     world.add(2, name)  # published after the first was loaded, as an installation does
     pids: set[int] = set()
-    bus = world.scheduler._bus
+    bus = world.scheduler._transitions._bus
     bus.subscribe(events.ModelLoaded, lambda _: pids.update(world.triton.server.stub_pids(name, 1)))
     assert await world.use(name, 2) is SwitchMode.LIVE
     assert pids == {old}

@@ -319,7 +319,7 @@ async def test_a_loading_model_cannot_be_unloaded() -> None:
 async def test_a_failing_unload_is_repeated_when_the_server_is_not_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("controlplane.lifecycle.scheduler.UNLOAD_RETRY", 0.0)
+    monkeypatch.setattr("controlplane.lifecycle.transitions.UNLOAD_RETRY", 0.0)
     world = World()
     await world.loaded(A)
     unloading = asyncio.create_task(world.scheduler.unload("org/a"))

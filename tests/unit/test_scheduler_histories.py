@@ -294,7 +294,7 @@ class Histories(RuleBasedStateMachine):
             if resident.state in {ModelState.LOADING, ModelState.LOADED}
         )
         for name, count in staying.items():
-            assert count <= (2 if name in self.scheduler._switches else 1), name
+            assert count <= (2 if name in self.scheduler._ledger.switches else 1), name
 
     def teardown(self) -> None:
         if not self.server_up:
@@ -317,7 +317,7 @@ class Histories(RuleBasedStateMachine):
         waiting = [client.target.model_id for client in self.clients]
         assert waiting == [], "somebody was forgotten"
         assert all(task.done() for task in self.switches), "a switch was forgotten"
-        assert self.scheduler._switches == {}
+        assert self.scheduler._ledger.switches == {}
         assert self.effects.violations == []
         assert not any(r.leases or r.waiters for r in self.scheduler.residents())
         self._close()

@@ -1,0 +1,47 @@
+"""The right to use a loaded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from controlplane.lifecycle.resident import Resident
+    from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.model import Servable
+
+
+class Lease:
+    """The right to use a loaded model; the model stays in memory until it is released."""
+
+    __slots__ = ("_deadline", "_priority", "_resident", "_scheduler", "_servable")
+
+    def __init__(
+        self, scheduler: Scheduler, servable: Servable, deadline: float, priority: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._servable = servable
+        self._deadline = deadline
+        self._priority = priority
+        self._resident: Resident | None = None
+
+    async def __aenter__(self) -> Servable:
+        resident = self._scheduler.try_acquire(self._servable)
+        if resident is None:
+            resident = await self._scheduler.wait_until_loaded(
+                self._servable, self._deadline, self._priority
+            )
+        if not resident.gate.try_enter():
+            try:
+                await resident.gate.enter(self._priority, self._deadline)
+            except BaseException:
+                self._scheduler.release(resident)
+                raise
+        self._resident = resident
+        # Another than was asked for when a switch has given the request to the new version.
+        return resident.servable
+
+    async def __aexit__(self, *_: object) -> None:
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            resident.gate.leave()
+            self._scheduler.release(resident)
