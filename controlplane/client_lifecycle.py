@@ -15,8 +15,8 @@ from controlplane.client_types import (
     Event,
     Gap,
     Lifecycle,
+    LoadedModel,
     ModelMoraApiError,
-    ModelState,
     ServerUnreachable,
 )
 
@@ -36,10 +36,10 @@ def lifecycle() -> Steps[Lifecycle]:
     return ask("GET", "/api/v1/lifecycle", Lifecycle)
 
 
-def model_status(model_id: str, version: str | None = None) -> Steps[ModelState]:
+def model_status(model_id: str, version: str | None = None) -> Steps[LoadedModel]:
     """Where one model stands; told of `version`, else of the one that is in memory or current."""
     path, params = model_path(model_id, "/status"), given(version=version)
-    return ask("GET", path, ModelState, params=params)
+    return ask("GET", path, LoadedModel, params=params)
 
 
 def metrics() -> Steps[bytes]:
@@ -115,9 +115,7 @@ def _follow(
     yield from _poll(filters | more, reader.after, on_event, up)
 
 
-def _poll(
-    filters: dict[str, Any], after: int, on_event: OnEvent, up: _Connection
-) -> Steps[None]:
+def _poll(filters: dict[str, Any], after: int, on_event: OnEvent, up: _Connection) -> Steps[None]:
     while True:
         try:
             found = yield from events(**filters, after=after, page_size=100)

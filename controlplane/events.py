@@ -166,6 +166,28 @@ class ModelLoadFailed(DomainEvent, frozen=True, kw_only=True):
     attempt: int = 1
 
 
+class ModelFailureCleared(DomainEvent, frozen=True, kw_only=True):
+    """A failed model may be loaded again. `reason`: retry (somebody asks for it once more) or
+    server_lost."""
+
+    event_type = "model.failure.cleared"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    reason: str
+
+
+class ModelUnloadRequested(DomainEvent, frozen=True, kw_only=True):
+    """It takes no more requests and leaves when the running ones have ended; `reason` as in
+    `ModelUnloaded`."""
+
+    event_type = "model.unload.requested"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    reason: str
+
+
 class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
     """`reason`: manual, lru_eviction, idle_ttl, unhealthy_restart, version_switch, server_lost or
     shutdown."""
@@ -194,6 +216,20 @@ class ModelHealthChanged(DomainEvent, frozen=True, kw_only=True):
     previous_state: str
     new_state: str
     error_message: str | None = None
+
+
+class TritonLost(DomainEvent, frozen=True, kw_only=True):
+    """The server died or answers no more; what it had in memory is gone."""
+
+    event_type = "triton.lost"
+    aggregate_type = LIFECYCLE
+
+
+class TritonRestored(DomainEvent, frozen=True, kw_only=True):
+    """The server answers again, with nothing in memory."""
+
+    event_type = "triton.restored"
+    aggregate_type = LIFECYCLE
 
 
 class InferenceFinished(DomainEvent, frozen=True, kw_only=True):

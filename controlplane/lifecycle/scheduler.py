@@ -37,12 +37,14 @@ from controlplane.errors import (
 )
 from controlplane.lifecycle import memory
 from controlplane.lifecycle.decisions import Decisions
+from controlplane.lifecycle.history import History
 from controlplane.lifecycle.lease import Lease
 from controlplane.lifecycle.ledger import Key, Ledger
 from controlplane.lifecycle.resident import Resident, ResidentView, Waiter, view
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.switching import Switching
 from controlplane.lifecycle.transitions import Effects, Transitions
+from controlplane.lifecycle.waiting import WaitingView, waiting_views
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +73,7 @@ class Scheduler:
         manager_id: str = "local",
     ) -> None:
         self._ledger = Ledger(budget_mb, max_models)
+        self.history = History(bus)
         self._transitions = Transitions(
             self._ledger,
             effects,
@@ -140,8 +143,9 @@ class Scheduler:
             next(self._sequence),
             takes_lease,
             servable.floating,
+            self._ledger.now(),
         )
-        resident.waiters.append(waiter)
+        resident.enlist(waiter)
         self._decide()
         try:
             await asyncio.wait({waiter.future}, timeout=max(0.0, deadline - self._ledger.now()))
@@ -248,6 +252,25 @@ class Scheduler:
         best = max(shown, key=lambda r: (r.state is loaded, r.holds_memory), default=None)
         return self._view(best) if best else None
 
+    def view_of(self, triton_name: str, triton_version: int) -> ResidentView | None:
+        """One version as it stands, in memory or not; None when nobody has asked for it yet."""
+        resident = self._ledger.residents.get((triton_name, triton_version))
+        return self._view(resident) if resident else None
+
+    def every_view(self) -> tuple[ResidentView, ...]:
+        """Also those that are not in memory, but were asked for since the service began."""
+        return tuple(self._view(r) for r in self._ledger.residents.values())
+
+    def waiting(self) -> tuple[WaitingView, ...]:
+        """Requests that wait for a model to be loaded, in the order in which they are served."""
+        ledger = self._ledger
+        return waiting_views(ledger.residents.values(), ledger.now(), server_up=ledger.server_up)
+
+    @property
+    def server_up(self) -> bool:
+        """False between the loss of Triton and its return."""
+        return self._ledger.server_up
+
     @property
     def used_mb(self) -> float:
         """Memory that counts against the budget."""
@@ -295,6 +318,7 @@ class Scheduler:
     def server_lost(self) -> None:
         """Triton died: nothing is in memory any more; waiters stay and are served afterwards."""
         self._ledger.server_up = False
+        self._transitions.publish(events.TritonLost())
         for resident in self._ledger.residents.values():
             if resident.holds_memory:
                 self._transitions.forget_loaded(resident)
@@ -302,6 +326,7 @@ class Scheduler:
     def server_restored(self) -> None:
         """Triton is back, empty."""
         self._ledger.server_up = True
+        self._transitions.publish(events.TritonRestored())
         self._decide()
 
     async def close(self) -> None:
@@ -337,7 +362,7 @@ class Scheduler:
             resident.error.retry_after = wait
             # One object answers many callers: without this its traceback would grow with each.
             raise resident.error.with_traceback(None)
-        resident.move_to(ModelState.UNLOADED)
+        self._transitions.clear_failure(resident, "retry")
 
     def _abandon(self, waiter: Waiter) -> None:
         resident = waiter.resident
@@ -357,6 +382,12 @@ class Scheduler:
         return InsufficientMemory(resident.model_id, resident.need_mb, self.budget_mb)
 
     def _view(self, resident: Resident) -> ResidentView:
-        age = timedelta(seconds=self._ledger.now() - resident.last_used)
-        used_at = events.utc_now() - age if resident.last_used else None
-        return view(resident, device=self._device, last_used_at=used_at)
+        present, clock = events.utc_now(), self._ledger.now()
+        used, retry = resident.last_used, resident.retry_at
+        return view(
+            resident,
+            self.history.of(resident.model_id, resident.servable.version),
+            device=self._device,
+            last_used_at=present + timedelta(seconds=used - clock) if used else None,
+            retry_at=present + timedelta(seconds=max(0.0, retry - clock)) if retry else None,
+        )

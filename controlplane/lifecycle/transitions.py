@@ -81,14 +81,14 @@ class Transitions:
         """Reserve the model's memory and start its load."""
         resident.move_to(ModelState.LOADING)
         resident.ledger_mb, resident.measured = resident.need_mb, False
+        resident.loaded_clock = self._ledger.now()
         resident.effect = self.spawn(self._load(resident, resident.epoch))
+        self.publish(
+            events.ModelLoadRequested(model_id=resident.model_id, version=resident.servable.version)
+        )
 
     async def _load(self, resident: Resident, epoch: int) -> None:
         servable = resident.servable
-        resident.loaded_clock = self._ledger.now()
-        self.publish(
-            events.ModelLoadRequested(model_id=servable.model_id, version=servable.version)
-        )
         try:
             loaded = await self._effects.load(servable, self._load_timeout)
         except ModelMoraError as error:
@@ -109,7 +109,7 @@ class Transitions:
         resident.last_used = resident.loaded_clock
         resident.load_seconds, resident.process_id = loaded.seconds, loaded.process_id
         resident.attempts, resident.error = 0, None
-        resident.request_count = 0
+        resident.begin_to_serve()
         resident.health = health.after_success(now, loaded.response_time_ms)
         resident.serve_waiters(resident.loaded_clock)
         self.publish(
@@ -138,14 +138,7 @@ class Transitions:
             error_code=error.code,
             reason=error.message,
         )
-        self.publish(
-            events.ModelLoadFailed(
-                model_id=resident.model_id,
-                version=resident.servable.version,
-                error_message=error.message,
-                attempt=resident.attempts,
-            )
-        )
+        self._publish_failed(resident, error.message)
         self.on_load_failed(resident)
         resident.fail_waiters(error)
         self.then_decide()
@@ -190,6 +183,11 @@ class Transitions:
         # Its outcome may interest nobody (evictions); an unread exception must not be a warning.
         resident.gone.add_done_callback(lambda f: f.cancelled() or f.exception())
         resident.effect = self.spawn(self._unload(resident, resident.epoch))
+        self.publish(
+            events.ModelUnloadRequested(
+                model_id=resident.model_id, version=resident.servable.version, reason=reason
+            )
+        )
 
     async def _unload(self, resident: Resident, epoch: int) -> None:
         if resident.leases:
@@ -231,13 +229,23 @@ class Transitions:
             resident.effect.cancel()
         if resident.state is ModelState.LOADING:
             resident.move_to(ModelState.FAILED)
-        elif resident.state is ModelState.UNHEALTHY:
-            resident.move_to(ModelState.UNLOADING)
-        was_loaded = resident.state is not ModelState.FAILED
-        resident.move_to(ModelState.UNLOADED)
-        if was_loaded:
+            self._publish_failed(resident, "Triton died during the load")
+            self.clear_failure(resident, "server_lost")
+        else:
+            if resident.state is ModelState.UNHEALTHY:
+                resident.move_to(ModelState.UNLOADING)
+            resident.move_to(ModelState.UNLOADED)
             self._publish_unloaded(resident, "server_lost")
         _clear(resident)
+
+    def clear_failure(self, resident: Resident, reason: str) -> None:
+        """Let a model whose load failed be loaded again."""
+        resident.move_to(ModelState.UNLOADED)
+        self.publish(
+            events.ModelFailureCleared(
+                model_id=resident.model_id, version=resident.servable.version, reason=reason
+            )
+        )
 
     # -- tasks and events ------------------------------------------------------------------
 
@@ -257,6 +265,16 @@ class Transitions:
     def publish(self, event: events.DomainEvent) -> None:
         """Tell an event in the name of this scheduler."""
         self._bus.publish(msgspec.structs.replace(event, aggregate_id=self._manager_id))
+
+    def _publish_failed(self, resident: Resident, why: str) -> None:
+        self.publish(
+            events.ModelLoadFailed(
+                model_id=resident.model_id,
+                version=resident.servable.version,
+                error_message=why,
+                attempt=resident.attempts,
+            )
+        )
 
     def _publish_unloaded(self, resident: Resident, reason: str) -> None:
         self.publish(

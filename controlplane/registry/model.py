@@ -270,6 +270,13 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         return ModelId.parse(self.model_id).triton_name
 
     @property
+    def need_source(self) -> str:
+        """Where `need_mb` comes from: last_measured, declared or estimated."""
+        if self.measured_memory_mb is not None:
+            return "last_measured"
+        return "declared" if self.requirements_declared else "estimated"
+
+    @property
     def need_mb(self) -> float:
         """Memory to reserve for a load, in MB: measured, else declared, else 1.5 x artefact."""
         if self.measured_memory_mb is not None:
@@ -331,6 +338,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     """What the lifecycle needs to know of a ready version to load it and route to it.
 
     Attributes:
+        need_source: where `need_mb` comes from, for those who look.
         floating: it was asked for without a version: a switch of the current version may give the
             request to the new one.
     """
@@ -342,6 +350,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     triton_name: str
     triton_version: int
     need_mb: float
+    need_source: str = "estimated"
     floating: bool = False
 
     @property

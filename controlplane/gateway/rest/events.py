@@ -34,6 +34,9 @@ Type = Annotated[
 Aggregate = Annotated[
     str | None, QueryParameter(description="Id of the catalog or lifecycle manager.")
 ]
+AggregateType = Annotated[
+    str | None, QueryParameter(description="model_catalog, model_lifecycle_manager or model_lock.")
+]
 ModelName = Annotated[str | None, QueryParameter(description="Only events about this model.")]
 Since = Annotated[str | None, QueryParameter(description="From this moment, ISO 8601.")]
 
@@ -74,6 +77,7 @@ async def list_events(
     services: GivenServices,
     event_type: Type = None,
     aggregate_id: Aggregate = None,
+    aggregate_type: AggregateType = None,
     model_id: ModelName = None,
     since: Since = None,
     until: Annotated[str | None, QueryParameter(description="Up to this moment.")] = None,
@@ -88,6 +92,7 @@ async def list_events(
     wanted = EventFilter(
         event_type=event_type,
         aggregate_id=aggregate_id,
+        aggregate_type=aggregate_type,
         model_id=model_id,
         since=_moment("since", since),
         until=_moment("until", until),
