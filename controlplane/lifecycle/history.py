@@ -45,7 +45,8 @@ class ModelHistory(msgspec.Struct, frozen=True, kw_only=True):
         return self.load_seconds / self.loads if self.loads else None
 
 
-EVICTIONS = frozenset({"lru_eviction", "idle_ttl"})
+# Reasons of an unload that nobody asked for and that no fault caused.
+EVICTIONS = frozenset({"lru_eviction", "idle_ttl", "yielded"})
 _MOVES = (
     events.ModelLoadRequested,
     events.ModelLoaded,

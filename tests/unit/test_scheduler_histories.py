@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from controlplane import events
 from controlplane.errors import LoadFailed, ModelMoraError
 from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.replay import replay
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.registry.model import Servable, TaskType
@@ -136,9 +137,12 @@ class Histories(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.clients: list[Client] = []
         self.effects = OpenEffects(self.clients)
+        self.told: list[tuple[str, dict[str, object]]] = []
+        bus = events.EventBus()
+        bus.subscribe(events.DomainEvent, lambda e: self.told.append((e.event_type, e.payload())))
         self.scheduler = Scheduler(
             self.effects,
-            events.EventBus(),
+            bus,
             budget_mb=BUDGET,
             max_models=SLOTS,
             load_timeout=30.0,
@@ -274,6 +278,13 @@ class Histories(RuleBasedStateMachine):
         for resident in self.scheduler.residents():
             if resident.state is ModelState.UNLOADING and resident.unload_reason == "lru_eviction":
                 assert resident.leases == 0
+
+    @invariant()
+    def events_tell_every_move(self) -> None:
+        states = replay(self.told)
+        for resident in self.scheduler.residents():
+            key = (resident.model_id, resident.servable.version)
+            assert states.get(key, ModelState.UNLOADED) is resident.state, key
 
     @invariant()
     def nothing_was_violated(self) -> None:
