@@ -22,6 +22,7 @@ from controlplane.cli import (
     runtime,
     serve,
     sync,
+    top,
     versions,
 )
 
@@ -65,6 +66,7 @@ for _command in (
     runtime.load,
     runtime.unload,
     runtime.status,
+    top.top,
     infer.infer,
     runtime.health,
     models.uninstall,
