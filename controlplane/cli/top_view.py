@@ -119,7 +119,7 @@ def _bar(memory: Budget, size: int) -> Text:
 
 def _totals(top: Top) -> Text:
     memory = top.memory
-    line = Text(f"Models  {memory.models} of {memory.max_models} in memory")
+    line = Text(f"Models  {memory.models} of {memory.max_models}")
     running = sum(row.model.active_requests for row in top.models)
     line.append(f"   requests {_rate(top.requests_per_second)}/s   running {running}   ")
     waiting = f"waiting {top.waiting_count}"
