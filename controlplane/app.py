@@ -24,6 +24,7 @@ from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
 from controlplane.inference.infer import InferenceService
 from controlplane.lifecycle.effects import TritonEffects
+from controlplane.lifecycle.keeping import Keeping
 from controlplane.lifecycle.monitor import Monitor
 from controlplane.lifecycle.reconcile import unload_strays
 from controlplane.lifecycle.removal import remove_model
@@ -33,6 +34,7 @@ from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry import curated
 from controlplane.registry.install import Installer
+from controlplane.registry.keeping import MemoryLimits
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
 from controlplane.registry.repository import ModelRepository
@@ -213,6 +215,8 @@ class Application:
             load_timeout=self.settings.load_timeout,
             record_memory=lambda servable, mb: store.record_memory(servable.version_id, mb),
         )
+        store.memory_limits = MemoryLimits(self.settings.memory_budget_mb, self.settings.max_models)
+        self._keeping = Keeping(store, scheduler, bus)
         server.on_lost.append(scheduler.server_lost)
         server.on_restored.append(lambda: client.reconnect(server.endpoints))
         server.on_restored.append(scheduler.server_restored)
@@ -306,6 +310,7 @@ class Application:
                     log.info("preloaded", model_id=servable.model_id)
             except ModelMoraError as error:  # it must not stop the service (domain §3.8)
                 log.warning("preload failed", model=name, reason=error.message)
+        self._keeping.bring_all()
 
 
 class _HttpServer(uvicorn.Server):

@@ -122,6 +122,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime | None = None
     version_number: int | None = None
     pinned: bool = False
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
 
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -382,9 +382,22 @@ class InsufficientMemory(ModelMoraError):
     code = "INSUFFICIENT_MEMORY"
 
     def __init__(
-        self, model_id: str, need_mb: float, budget_mb: float, *, ever: bool = False
+        self,
+        model_id: str,
+        need_mb: float,
+        budget_mb: float,
+        *,
+        ever: bool = False,
+        kept_mb: float = 0.0,
+        kept_models: int = 0,
     ) -> None:
-        if ever:
+        if kept_models:
+            message = (
+                f"Model {model_id!r} needs {need_mb:.0f} MB, and {kept_models} models that are to "
+                f"stay hold {kept_mb:.0f} MB of the budget of {budget_mb:.0f} MB. Let one go with "
+                "`modelmora release MODEL`, or raise MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS."
+            )
+        elif ever:
             message = (
                 f"Model {model_id!r} needs {need_mb:.0f} MB, more than the whole budget of "
                 f"{budget_mb:.0f} MB (MODELMORA_MAX_MEMORY_MB)."
@@ -398,6 +411,26 @@ class InsufficientMemory(ModelMoraError):
             self.retry_after = 1.0
         super().__init__(
             message, model_id=model_id, need_mb=round(need_mb, 1), budget_mb=round(budget_mb, 1)
+        )
+
+
+class KeptModelsTooLarge(ModelMoraError):
+    """The models that are to stay in memory do not fit into it together."""
+
+    code = "KEPT_MODELS_TOO_LARGE"
+
+    def __init__(
+        self, model_id: str, need_mb: float, count: int, budget_mb: float, max_models: int
+    ) -> None:
+        super().__init__(
+            f"Model {model_id!r} cannot be kept: with it {count} models that need {need_mb:.0f} MB "
+            f"would have to stay, and the budget is {budget_mb:.0f} MB and {max_models} models "
+            "(MODELMORA_MAX_MEMORY_MB, MODELMORA_MAX_MODELS). Let one go: modelmora release MODEL",
+            model_id=model_id,
+            kept_mb=round(need_mb, 1),
+            kept_models=count,
+            budget_mb=round(budget_mb, 1),
+            max_models=max_models,
         )
 
 

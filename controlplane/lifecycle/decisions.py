@@ -2,86 +2,203 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from controlplane.lifecycle.policy import Room, evictions_for
 from controlplane.lifecycle.state import ModelState
+from controlplane.lifecycle.turns import Turns
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.ledger import Ledger
+    from controlplane.lifecycle.policy import Candidate, Residency
     from controlplane.lifecycle.resident import Resident
     from controlplane.lifecycle.switching import Switching
     from controlplane.lifecycle.transitions import Transitions
 
 
 class Decisions:
-    """Looks at the ledger, starts loads and unloads."""
+    """Looks at the ledger, starts loads and unloads.
 
-    def __init__(self, ledger: Ledger, transitions: Transitions, switching: Switching) -> None:
+    Attributes:
+        blocked: somebody waits for what the end of a lease may bring; else it brings nothing.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        transitions: Transitions,
+        switching: Switching,
+        residency: Residency,
+    ) -> None:
         self._ledger = ledger
         self._transitions = transitions
         self._switching = switching
+        self._turns = Turns(ledger, residency)
+        self._timer: asyncio.TimerHandle | None = None
+        self.blocked = False
 
     def decide(self) -> None:
         """Start what can be started now; called after every change."""
         ledger = self._ledger
+        self._cancel_timer()
+        self.blocked = False
         if not ledger.server_up or ledger.closing:
             return
-        wanted = [
-            r for r in ledger.residents.values() if r.waiters and r.state is ModelState.UNLOADED
-        ]
-        # A switch first: who waits for the room of its old version waits for the switch as well.
-        for resident in sorted(wanted, key=lambda r: (not r.switching, r.urgency())):
+        ledger.prune()
+        self._turns.begin_round()
+        if self._serve_the_line():
+            self._bring_back()
+        self._turns.end_round()
+        self._trim()
+        self.blocked |= bool(self._turns.look_again)
+        if self._turns.look_again:
+            self._timer = asyncio.get_running_loop().call_at(
+                min(self._turns.look_again), self.decide
+            )
+
+    def close(self) -> None:
+        """Decide nothing more."""
+        self._cancel_timer()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- in --------------------------------------------------------------------------------
+
+    def _serve_the_line(self) -> bool:
+        """Start the loads that somebody waits for; False when the first in line must wait."""
+        ledger = self._ledger
+        for resident in self._line():
             switch = ledger.switch_of(resident)
             if switch is not None and switch.holds_back(resident):
                 continue
-            if not self._start_or_make_room(resident):
-                return  # rule 5
-        self._trim()
+            if (reason := ledger.never_fits(resident)) is not None:
+                resident.fail_waiters(reason)
+            elif not self._start_or_make_room(resident, resident.waiting_since()):
+                self.blocked = True
+                return False  # rule 5
+        return True
 
-    def _start_or_make_room(self, resident: Resident) -> bool:
+    def _line(self) -> list[Resident]:
+        """Those that are waited for, the first to be loaded first."""
+        now = self._ledger.now()
+        line = []
+        for resident in self._ledger.active.values():
+            if resident.waiters and resident.state is ModelState.UNLOADED:
+                if resident.retry_at > now:  # it is being healed: it does not hold up the others
+                    self._turns.look_again.append(resident.retry_at)
+                else:
+                    line.append(resident)
+        # A switch first: who waits for the room of its old version waits for the switch as well.
+        return sorted(line, key=lambda r: (not r.switching, r.urgency()))
+
+    def _bring_back(self) -> None:
+        """Load what is desired though nobody waits: kept models first, then the latest used."""
+        desired = [r for r in self._ledger.active.values() if r.desired and not r.waiters]
+        for resident in sorted(desired, key=lambda r: (not r.keep_loaded, -r.last_used)):
+            if resident.retry_at > self._ledger.now():
+                self._turns.look_again.append(resident.retry_at)
+                continue
+            if resident.state not in {ModelState.UNLOADED, ModelState.FAILED} or resident.switching:
+                continue
+            if resident.keep_loaded:
+                if self._ledger.never_fits(resident) is None and not self._start_or_make_room(
+                    resident, None
+                ):
+                    self.blocked = True
+            elif not self._rivals(resident) and self._fits(resident):
+                self._transitions.begin_load(resident)
+            else:
+                resident.desired = False  # nobody leaves for it; it comes with its next request
+
+    def _start_or_make_room(self, resident: Resident, waiting_since: float | None) -> bool:
         switch = self._ledger.switch_of(resident)
         beside = switch is not None and switch.lets_in(resident)
-        if not beside and self._rival_in_memory(resident):
+        if not beside and self._rival_in_memory(resident, waiting_since):
             return False
-        need, free = Room(resident.need_mb, 1), self._ledger.free()
         if beside and switch is not None and not switch.together:
             self._switching.drain_first(switch, "their tensors differ")
             return False
-        if need.memory_mb <= free.memory_mb and need.slots <= free.slots:
+        if self._fits(resident):
             self._transitions.begin_load(resident)
             return True
-        victims = self._victims(need, free)
-        if victims is None and beside and switch is not None:
+        if beside and switch is not None and self._evictable(resident) is None:
             self._switching.drain_first(switch, "the budget has no room for both")
-        for victim in victims or ():
-            self._transitions.begin_unload(victim, "lru_eviction")
+            return False
+        self._make_room(resident, waiting_since)
         return False
 
-    def _rival_in_memory(self, resident: Resident) -> bool:
+    def _fits(self, resident: Resident) -> bool:
+        free = self._ledger.free()
+        return resident.need_mb <= free.memory_mb and free.slots >= 1
+
+    # -- out -------------------------------------------------------------------------------
+
+    def _make_room(self, resident: Resident, waiting_since: float | None) -> None:
+        """Evict those whose turn is over; ask busy ones to leave for who waits too long."""
+        need, coming = Room(resident.need_mb, 1), self._coming()
+        holding = self._ledger.holding()
+        victims = self._residents(evictions_for(need, coming, self._turns.leavers(holding)))
+        if victims is None and waiting_since is not None:
+            yielders = self._turns.yielders(holding, waiting_since)
+            asked = self._residents(evictions_for(need, coming, yielders)) or []
+            self._turns.ask(asked)
+            victims = [resident for resident in asked if resident.may_leave]
+        for victim in victims or ():
+            self._evict(victim)
+
+    def _residents(self, chosen: list[Candidate] | None) -> list[Resident] | None:
+        return None if chosen is None else [self._ledger.residents[c.key] for c in chosen]
+
+    def _evict(self, resident: Resident) -> None:
+        self._transitions.begin_unload(resident, "yielded" if resident.yielding else "lru_eviction")
+
+    def _coming(self) -> Room:
+        """What is free, with what is being freed."""
+        free = self._ledger.free()
+        leaving = [r for r in self._ledger.holding() if r.state is ModelState.UNLOADING]
+        return Room(free.memory_mb + sum(r.ledger_mb for r in leaving), free.slots + len(leaving))
+
+    def _evictable(self, resident: Resident) -> object:
+        """Not None when room could be made by those that nobody uses, sooner or later."""
+        need = Room(resident.need_mb, 1)
+        return evictions_for(need, self._coming(), (r.candidate() for r in self._ledger.holding()))
+
+    def _rivals(self, resident: Resident) -> list[Resident]:
+        """Other versions of the same model that hold memory."""
+        name = resident.servable.triton_name
+        return [
+            other
+            for other in self._ledger.holding()
+            if other.servable.triton_name == name and other is not resident
+        ]
+
+    def _rival_in_memory(self, resident: Resident, waiting_since: float | None) -> bool:
         """One version of a model is in memory at a time (domain C-43): the other leaves first.
 
-        During a switch neither side of it is evictable.
+        During a switch neither side of it leaves. A kept model does: it stays, in another version.
         """
-        for other in self._ledger.residents.values():
-            same = other.servable.triton_name == resident.servable.triton_name
-            if same and other is not resident and other.holds_memory:
-                if other.candidate().evictable:
+        rivals = self._rivals(resident)
+        for other in rivals:
+            if other.state is ModelState.LOADED and not other.switching:
+                if not other.may_leave and waiting_since is not None:
+                    self._turns.ask_rival(other, waiting_since)
+                if other.may_leave:
                     self._transitions.begin_unload(other, "version_switch")
-                return True
-        return False
+        return bool(rivals)
 
     def _trim(self) -> None:
         """Models grow after they were measured: back into the budget by evicting idle ones."""
-        free = self._ledger.free()
-        if free.memory_mb < 0:
-            for victim in self._victims(Room(0.0, 0), free) or ():
-                self._transitions.begin_unload(victim, "lru_eviction")
-
-    def _victims(self, need: Room, free: Room) -> list[Resident] | None:
-        residents = self._ledger.residents
-        leaving = [r for r in residents.values() if r.state is ModelState.UNLOADING]
-        coming = Room(free.memory_mb + sum(r.ledger_mb for r in leaving), free.slots + len(leaving))
-        holding = (r.candidate() for r in residents.values() if r.holds_memory)
-        chosen = evictions_for(need, coming, holding)
-        return None if chosen is None else [residents[c.key] for c in chosen]
+        coming = self._coming()
+        if coming.memory_mb >= 0:
+            return
+        idle = [r.candidate() for r in self._ledger.holding()]
+        chosen = evictions_for(Room(0.0, 0), coming, idle)
+        if chosen is None:  # not enough, but nearer to it
+            chosen = [candidate for candidate in idle if candidate.evictable]
+            self.blocked = True
+        for victim in chosen:
+            self._evict(self._ledger.residents[victim.key])

@@ -11,6 +11,7 @@ import structlog
 from controlplane import events
 from controlplane.errors import ModelMoraError
 from controlplane.lifecycle import health
+from controlplane.lifecycle.policy import idle_limit
 from controlplane.lifecycle.state import ModelState
 from controlplane.triton.failures import TritonError
 
@@ -83,7 +84,8 @@ class Monitor:
                 self._scheduler.declare_unhealthy(resident, "its process has died")
                 return
             self._scheduler.process_replaced(resident, successor)
-        if self._idle_ttl is not None and now - resident.last_used > self._idle_ttl:
+        limit = idle_limit(resident.idle_ttl, self._idle_ttl)
+        if limit is not None and now - resident.last_used > limit:
             self._scheduler.unload_idle(resident)
             return
         if measure:

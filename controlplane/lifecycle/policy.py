@@ -1,4 +1,5 @@
-"""Which models leave memory so that another can enter: pure functions, no clock, no I/O."""
+"""Which models leave memory so that another can enter, and how long one may stay although others
+wait: pure functions, no clock, no I/O. docs/lifecycle.md has the reasons."""
 
 from __future__ import annotations
 
@@ -24,6 +25,61 @@ class Candidate(msgspec.Struct, frozen=True):
     memory_mb: float
     last_used: float
     evictable: bool
+
+
+class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """What the owner of a model wants of its stay in memory.
+
+    Attributes:
+        keep_loaded: it is never evicted, and comes back by itself.
+        idle_ttl: seconds without use after which it leaves; 0 is right after use, below 0 never,
+            None as the setting says.
+    """
+
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
+
+
+class Residency(msgspec.Struct, frozen=True, kw_only=True):
+    """How models take turns when more are wanted than fit; in seconds.
+
+    A loaded model has a *turn*: at least as long as its load took, so that memory is used for at
+    least as long as it is being filled. In its turn a model is not evicted, unless nobody has used
+    it for `grace` of the turn: then it is not worth waiting for. When somebody has waited for room
+    for `patience`, models that are past their turn yield although they are busy: they take no new
+    requests, end the running ones and leave. One that has not ended them after `drain` goes on.
+    """
+
+    shortest_turn: float = 1.0
+    longest_turn: float = 30.0
+    grace: float = 0.1
+    patience: float = 3.0
+    drain: float = 30.0
+
+    def turn(self, load_seconds: float | None) -> float:
+        """Length of the turn of a model whose load took that long."""
+        return min(max(load_seconds or 0.0, self.shortest_turn), self.longest_turn)
+
+    def may_leave_at(
+        self, turn_began: float, last_used: float, load_seconds: float | None
+    ) -> float:
+        """From when on an idle model may be evicted for another."""
+        turn = self.turn(load_seconds)
+        return min(turn_began + turn, last_used + self.grace * turn)
+
+    def may_yield_at(self, turn_began: float, load_seconds: float | None) -> float:
+        """From when on a busy model may be asked to leave for another."""
+        return turn_began + self.turn(load_seconds)
+
+
+def idle_limit(own: float | None, default: float | None) -> float | None:
+    """Seconds without use after which a model leaves; None is never.
+
+    Args:
+        own: the model's; below 0 is never, None takes the default.
+    """
+    limit = default if own is None else own
+    return None if limit is None or limit < 0 else limit
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Waiter:
     """Somebody who waits for a load; `takes_lease` is False for an explicit load.
 
-    `since` is the event loop's clock, seconds.
-    `resident` changes when a switch gives a `floating` waiter to another version.
+    `resident` changes when a switch gives a `floating` waiter to another version; `since` is on
+    the event loop's clock.
     """
 
     resident: Resident
@@ -55,6 +55,11 @@ class Resident:
         drained: set while an unload waits for the last lease to end.
         gone: done when an unload has ended.
         switching: part of a switch of versions, and therefore not evicted.
+        keep_loaded, idle_ttl: as `policy.ModelPolicy`.
+        turn_began, yielding_since: see `policy.Residency`; None when it does not yield.
+        desired: to be in memory although nobody waits for it: it was when the server was lost, it
+            is being healed, or it is kept.
+        relapses: how often in a row it was loaded and became unhealthy soon after.
         node: which Triton holds it; there is one today.
         request_count: leases given since it was loaded; `earlier_requests`: before that.
         late_grants: leases that were given to those who had waited.
@@ -85,7 +90,12 @@ class Resident:
     gone: asyncio.Future[None] | None = None
     unload_reason: str = "manual"
     keep_loaded: bool = False
+    idle_ttl: float | None = None
     switching: bool = False
+    turn_began: float = 0.0
+    yielding_since: float | None = None
+    desired: bool = False
+    relapses: int = 0
     node: str = "local"
     earlier_requests: int = 0
     late_grants: int = 0
@@ -128,6 +138,22 @@ class Resident:
         """Requests that found it loaded; not counted one by one, which would cost each of them."""
         return self.earlier_requests + self.request_count - self.late_grants
 
+    @property
+    def yielding(self) -> bool:
+        """True while it takes no new requests, because others have waited for room too long."""
+        return self.yielding_since is not None
+
+    @property
+    def stays(self) -> bool:
+        """True when it must not be evicted, busy or not."""
+        return self.keep_loaded or self.switching
+
+    @property
+    def may_leave(self) -> bool:
+        """True when nobody uses it; who waits for one that yields waits for its return."""
+        unused = self.leases == 0 if self.yielding else self.idle
+        return self.state is ModelState.LOADED and unused
+
     def move_to(self, target: ModelState) -> None:
         """Change the state along a legal edge.
 
@@ -169,15 +195,19 @@ class Resident:
             waiter.future.set_exception(error)
         self.waiters.clear()
 
-    def candidate(self) -> Candidate:
-        """How the eviction policy sees it."""
-        stays = self.keep_loaded or self.switching
-        evictable = self.state is ModelState.LOADED and self.idle and not stays
+    def candidate(self, evictable: bool | None = None) -> Candidate:
+        """How the eviction policy sees it; `evictable` None asks only whether it is in use."""
+        if evictable is None:
+            evictable = self.may_leave and not self.stays
         return Candidate(self.servable.key, self.ledger_mb, self.last_used, evictable)
 
     def urgency(self) -> tuple[int, int]:
         """Order of loads: priority of the most urgent waiter, then who came first."""
         return min((waiter.priority, waiter.sequence) for waiter in self.waiters)
+
+    def waiting_since(self) -> float:
+        """When the longest waiting of those who wait came."""
+        return min(waiter.since for waiter in self.waiters)
 
 
 class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,10 +249,11 @@ class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
     hits: int = 0
     misses: int = 0
     coalesced: int = 0
-    keep_loaded: bool = False
     attempts: int = 0
     retry_at: datetime | None = None
     history: ModelHistory = ModelHistory()
+    keep_loaded: bool = False
+    yielding: bool = False
 
 
 def view(
@@ -265,8 +296,9 @@ def view(
         hits=resident.hits,
         misses=resident.misses,
         coalesced=resident.coalesced,
-        keep_loaded=resident.keep_loaded,
         attempts=resident.attempts,
         retry_at=retry_at if resident.state is ModelState.FAILED else None,
         history=history,
+        keep_loaded=resident.keep_loaded,
+        yielding=resident.yielding,
     )

@@ -16,6 +16,10 @@ rules (numbers as in docs/lifecycle.md):
    cause until the backoff has passed.
 8. One version of a model is in memory at a time, two during a switch: the new one is loaded
    before the old one leaves; where both do not fit, requests wait instead.
+9. Models take turns (`turns.py`): one that was just loaded stays for a while although others wait,
+   and leaves after a while although it is busy. Nobody is starved, and no load serves in vain.
+10. What was loaded when Triton died, what was unhealthy and what is kept comes back by itself,
+    after all who wait.
 """
 
 from __future__ import annotations
@@ -33,13 +37,15 @@ from controlplane.errors import (
     ModelAlreadyLoaded,
     ModelMoraError,
     ModelNotLoaded,
+    ModelUnhealthy,
     ServiceUnavailable,
 )
 from controlplane.lifecycle import memory
 from controlplane.lifecycle.decisions import Decisions
 from controlplane.lifecycle.history import History
 from controlplane.lifecycle.lease import Lease
-from controlplane.lifecycle.ledger import Key, Ledger
+from controlplane.lifecycle.ledger import DEFAULT_POLICY, Key, Ledger
+from controlplane.lifecycle.policy import Residency
 from controlplane.lifecycle.resident import Resident, ResidentView, Waiter, view
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.switching import Switching
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from controlplane.lifecycle.health import HealthStatus
+    from controlplane.lifecycle.policy import ModelPolicy
     from controlplane.lifecycle.switch import SwitchMode
     from controlplane.registry.model import Servable
 
@@ -71,6 +78,7 @@ class Scheduler:
         load_timeout: float,
         record_memory: Callable[[Servable, float], None] = lambda *_: None,
         manager_id: str = "local",
+        residency: Residency | None = None,
     ) -> None:
         self._ledger = Ledger(budget_mb, max_models)
         self.history = History(bus)
@@ -83,7 +91,10 @@ class Scheduler:
             manager_id=manager_id,
         )
         self._switching = Switching(self._ledger, self._transitions, effects)
-        self._decide = Decisions(self._ledger, self._transitions, self._switching).decide
+        self._decisions = Decisions(
+            self._ledger, self._transitions, self._switching, residency or Residency()
+        )
+        self._decide = self._decisions.decide
         self._transitions.then_decide = self._decide
         self._transitions.on_load_failed = self._switching.load_failed
         self._sequence = itertools.count()
@@ -117,7 +128,11 @@ class Scheduler:
     def try_acquire(self, servable: Servable) -> Resident | None:
         """A lease at once when the model is loaded, else None."""
         resident = self._ledger.residents.get(self._ledger.heir(servable).key)
-        if resident is None or resident.state is not ModelState.LOADED:
+        if (
+            resident is None
+            or resident.state is not ModelState.LOADED
+            or resident.yielding_since is not None
+        ):
             return None
         resident.grant(self._ledger.now())
         return resident
@@ -129,7 +144,10 @@ class Scheduler:
         if resident.leases == 0:
             if resident.drained is not None and not resident.drained.done():
                 resident.drained.set_result(None)
-            self._decide()
+            if resident.idle_ttl == 0 and resident.candidate().evictable:
+                self._transitions.begin_unload(resident, "idle_ttl")
+            elif self._decisions.blocked:  # else it can let nobody in; this is the way of requests
+                self._decide()
 
     async def wait_until_loaded(
         self, servable: Servable, deadline: float, priority: int, *, takes_lease: bool = True
@@ -170,7 +188,7 @@ class Scheduler:
         if resident is not None:
             if resident.state in {ModelState.LOADED, ModelState.LOADING, ModelState.UNHEALTHY}:
                 raise ModelAlreadyLoaded(servable.model_id, f"is already {resident.state}")
-            resident.retry_at = 0.0
+            resident.retry_at, resident.relapses = 0.0, 0
         resident = await self.wait_until_loaded(
             servable, deadline, DEFAULT_PRIORITY, takes_lease=False
         )
@@ -216,13 +234,15 @@ class Scheduler:
             InvalidStateTransition: it is being loaded; that must end first (domain §3.5).
             ServiceUnavailable: Triton did not unload it.
         """
-        mine = [
+        known = [
             resident
             for resident in self._ledger.residents.values()
             if resident.model_id == model_id
             and triton_version in (None, resident.servable.triton_version)
-            and resident.holds_memory
         ]
+        for resident in known:
+            resident.desired = False
+        mine = [resident for resident in known if resident.holds_memory]
         if not mine:
             raise ModelNotLoaded(model_id)
         for resident in mine:
@@ -315,23 +335,61 @@ class Scheduler:
         if resident.candidate().evictable:
             self._transitions.begin_unload(resident, "idle_ttl")
 
+    def used_elsewhere(self, resident: Resident, when: float) -> None:
+        """Note a use that did not come through us: clients may talk to Triton directly.
+
+        Args:
+            when: seconds since 1970, as Triton's statistics (`last_inference`, there in ms).
+        """
+        ago = max(0.0, events.utc_now().timestamp() - when)
+        resident.last_used = max(resident.last_used, self._ledger.now() - ago)
+
     def server_lost(self) -> None:
         """Triton died: nothing is in memory any more; waiters stay and are served afterwards."""
         self._ledger.server_up = False
         self._transitions.publish(events.TritonLost())
-        for resident in self._ledger.residents.values():
-            if resident.holds_memory:
-                self._transitions.forget_loaded(resident)
+        for resident in self._ledger.holding():
+            if resident.state is ModelState.LOADED or resident.keep_loaded:
+                resident.desired = True
+            self._transitions.forget_loaded(resident)
 
     def server_restored(self) -> None:
-        """Triton is back, empty."""
+        """Triton is back, empty: who is waited for is loaded, then what was loaded before."""
         self._ledger.server_up = True
         self._transitions.publish(events.TritonRestored())
+        for resident in self._ledger.active.values():
+            if isinstance(resident.error, ServiceUnavailable):
+                resident.retry_at = 0.0  # that was the old server
         self._decide()
+
+    # -- what owners want ------------------------------------------------------------------
+
+    def set_policy(self, model_id: str, policy: ModelPolicy) -> None:
+        """Have a model follow this policy from now on; see `want` for bringing it in."""
+        self._ledger.policies[model_id] = policy
+        for resident in self._ledger.residents.values():
+            if resident.model_id == model_id:
+                self._ledger.apply_policy(resident)
+        self._decide()
+
+    def policy_of(self, model_id: str) -> ModelPolicy:
+        """The policy that a model follows."""
+        return self._ledger.policies.get(model_id, DEFAULT_POLICY)
+
+    def want(self, servable: Servable) -> None:
+        """Have a model loaded when there is room, though nobody waits for it.
+
+        A kept model has idle ones evicted for it, any other takes only what is free.
+        """
+        resident = self._ledger.resident(servable)
+        if resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
+            resident.desired = True
+            self._decide()
 
     async def close(self) -> None:
         """Refuse new requests, let running ones end, unload everything."""
         self._ledger.closing = True
+        self._decisions.close()
         for resident in self._ledger.residents.values():
             resident.fail_waiters(ServiceUnavailable("The service is stopping."))
         for resident in list(self._ledger.residents.values()):
@@ -350,8 +408,10 @@ class Scheduler:
         if self._ledger.closing:
             raise ServiceUnavailable("The service is stopping.")
         resident = self._ledger.resident(servable)
-        if resident.state is ModelState.UNLOADED and resident.need_mb > self.budget_mb:
-            raise InsufficientMemory(servable.model_id, resident.need_mb, self.budget_mb, ever=True)
+        if resident.state is ModelState.UNLOADED:
+            reason = self._ledger.never_fits(resident)
+            if reason is not None:
+                raise reason
         if resident.state is ModelState.FAILED:
             self._try_failed_again(resident)
         return resident
@@ -379,6 +439,8 @@ class Scheduler:
             now = self._ledger.now()
             began = now - (resident.loaded_clock or now)
             return LoadTimeout(resident.model_id, max(round(began, 1), 0.1))
+        if isinstance(resident.error, ServiceUnavailable | ModelUnhealthy):
+            return resident.error.with_traceback(None)
         return InsufficientMemory(resident.model_id, resident.need_mb, self.budget_mb)
 
     def _view(self, resident: Resident) -> ResidentView:

@@ -22,11 +22,12 @@ class ModelState(str, Enum):
 
 
 MOVES: dict[ModelState, frozenset[ModelState]] = {
-    ModelState.UNLOADED: frozenset({ModelState.LOADING}),
+    ModelState.UNLOADED: frozenset({ModelState.LOADING, ModelState.FAILED}),
     ModelState.LOADING: frozenset({ModelState.LOADED, ModelState.FAILED}),
     ModelState.LOADED: frozenset({ModelState.UNHEALTHY, ModelState.UNLOADING, ModelState.UNLOADED}),
     ModelState.UNHEALTHY: frozenset({ModelState.UNLOADING, ModelState.LOADED}),
     ModelState.UNLOADING: frozenset({ModelState.UNLOADED}),
+    # loading -> failed: the load failed. unloaded -> failed: it was unhealthy too often in a row.
     ModelState.FAILED: frozenset({ModelState.UNLOADED}),
 }
 

@@ -47,6 +47,7 @@ class Switching:
         leaving, coming = ledger.resident(old), ledger.resident(new)
         if leaving is coming or not leaving.holds_memory:
             commit()
+            leaving.desired, coming.desired = False, leaving.desired or coming.desired
             self._hand_over(leaving, coming)
             return SwitchMode.UNLOADED
         coming.retry_at = 0.0  # somebody says so: as with an explicit load
@@ -71,6 +72,7 @@ class Switching:
     def _change_over(self, switch: Switch, commit: Callable[[], object]) -> None:
         commit()
         switch.redirects = True
+        switch.old.desired = False
         self._hand_over(switch.old, switch.new)
         if switch.old.state is ModelState.LOADED:
             self._transitions.begin_unload(switch.old, "version_switch")
@@ -103,6 +105,7 @@ class Switching:
         for waiter in moved:
             waiter.resident = target
         target.waiters += moved
+        self._ledger.active[target.servable.key] = target
         if target.state is ModelState.FAILED and target.error is not None:
             target.fail_waiters(target.error)
         elif target.state is ModelState.LOADED:

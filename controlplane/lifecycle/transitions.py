@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from controlplane import events
-from controlplane.errors import LoadFailed, ModelMoraError
+from controlplane.errors import LoadFailed, ModelMoraError, ModelUnhealthy, ServiceUnavailable
 from controlplane.lifecycle import health
 from controlplane.lifecycle.state import ModelState
 
@@ -35,6 +35,10 @@ BACKOFF_CAP = 60.0
 DRAIN_TIMEOUT = 60.0
 UNLOAD_TIMEOUT = 60.0
 UNLOAD_RETRY = 5.0
+# An unhealthy model is loaded again by itself: at once, then after 1, 2 and 4 s. One that has been
+# well for this long, in seconds, begins anew.
+HEALING_ATTEMPTS = 1 + BACKOFF_ATTEMPTS
+WELL_AFTER = 60.0
 
 
 class Effects(Protocol):
@@ -79,6 +83,8 @@ class Transitions:
 
     def begin_load(self, resident: Resident) -> None:
         """Reserve the model's memory and start its load."""
+        if resident.state is ModelState.FAILED:
+            self.clear_failure(resident, "retry")
         resident.move_to(ModelState.LOADING)
         resident.ledger_mb, resident.measured = resident.need_mb, False
         resident.loaded_clock = self._ledger.now()
@@ -106,7 +112,8 @@ class Transitions:
         resident.move_to(ModelState.LOADED)
         now = events.utc_now()
         resident.loaded_at, resident.loaded_clock = now, self._ledger.now()
-        resident.last_used = resident.loaded_clock
+        resident.last_used = resident.turn_began = resident.loaded_clock
+        resident.desired = False
         resident.load_seconds, resident.process_id = loaded.seconds, loaded.process_id
         resident.attempts, resident.error = 0, None
         resident.begin_to_serve()
@@ -131,6 +138,8 @@ class Transitions:
         resident.attempts += 1
         resident.error = error
         resident.retry_at = self._ledger.now() + _backoff(resident.attempts)
+        if resident.attempts > BACKOFF_ATTEMPTS and not resident.keep_loaded:
+            resident.desired = False
         log.error(
             "load failed",
             model_id=resident.model_id,
@@ -139,8 +148,12 @@ class Transitions:
             reason=error.message,
         )
         self._publish_failed(resident, error.message)
-        self.on_load_failed(resident)
-        resident.fail_waiters(error)
+        if isinstance(error, ServiceUnavailable) and resident.waiters:
+            # Not the model's fault: they wait for the server, to their own deadlines.
+            self.clear_failure(resident, "server_lost")
+        else:
+            self.on_load_failed(resident)
+            resident.fail_waiters(error)
         self.then_decide()
 
     # -- while it is there -----------------------------------------------------------------
@@ -161,16 +174,13 @@ class Transitions:
             return
         resident.move_to(ModelState.UNHEALTHY)
         resident.health = health.after_failure(resident.health, events.utc_now(), reason)
+        if self._ledger.now() - resident.loaded_clock >= WELL_AFTER:
+            resident.relapses = 0
+        resident.relapses += 1
+        resident.desired = True
+        resident.error = ModelUnhealthy(resident.model_id, reason)
         log.warning("model is unhealthy", model_id=resident.model_id, reason=reason)
-        self.publish(
-            events.ModelHealthChanged(
-                model_id=resident.model_id,
-                version=resident.servable.version,
-                previous_state=ModelState.LOADED.value,
-                new_state=ModelState.UNHEALTHY.value,
-                error_message=reason,
-            )
-        )
+        self._publish_health(resident, ModelState.LOADED, reason)
         self.begin_unload(resident, "unhealthy_restart")
 
     # -- out -------------------------------------------------------------------------------
@@ -179,6 +189,7 @@ class Transitions:
         """Let running requests end, then unload; the memory counts until it is back."""
         resident.move_to(ModelState.UNLOADING)
         resident.unload_reason = reason
+        resident.yielding_since = None
         resident.gone = asyncio.get_running_loop().create_future()
         # Its outcome may interest nobody (evictions); an unread exception must not be a warning.
         resident.gone.add_done_callback(lambda f: f.cancelled() or f.exception())
@@ -211,7 +222,7 @@ class Transitions:
         freed = resident.ledger_mb
         resident.move_to(ModelState.UNLOADED)
         self._publish_unloaded(resident, resident.unload_reason)
-        if resident.unload_reason == "lru_eviction":
+        if resident.unload_reason in {"lru_eviction", "yielded"}:
             self.publish(
                 events.ModelEvicted(
                     model_id=resident.model_id,
@@ -220,7 +231,26 @@ class Transitions:
                 )
             )
         _clear(resident)
+        if resident.unload_reason == "unhealthy_restart":
+            self._heal(resident)
         self.then_decide()
+
+    def _heal(self, resident: Resident) -> None:
+        """Have an unhealthy model, now out of memory, loaded again; or give it up."""
+        if resident.relapses <= HEALING_ATTEMPTS:
+            wait = _backoff(resident.relapses - 1) if resident.relapses > 1 else 0.0
+            resident.retry_at = self._ledger.now() + wait
+            return
+        error = resident.error or ModelUnhealthy(resident.model_id, "it fails its checks")
+        resident.move_to(ModelState.FAILED)
+        resident.retry_at = self._ledger.now() + _backoff(BACKOFF_ATTEMPTS + 1)
+        resident.desired = resident.keep_loaded
+        log.error(
+            "given up on an unhealthy model", model_id=resident.model_id, reason=error.message
+        )
+        self._publish_health(resident, ModelState.UNLOADED, error.message)
+        self.on_load_failed(resident)
+        resident.fail_waiters(error)
 
     def forget_loaded(self, resident: Resident) -> None:
         """The server's death took the model with it."""
@@ -266,6 +296,17 @@ class Transitions:
         """Tell an event in the name of this scheduler."""
         self._bus.publish(msgspec.structs.replace(event, aggregate_id=self._manager_id))
 
+    def _publish_health(self, resident: Resident, previous: ModelState, why: str) -> None:
+        self.publish(
+            events.ModelHealthChanged(
+                model_id=resident.model_id,
+                version=resident.servable.version,
+                previous_state=previous.value,
+                new_state=resident.state.value,
+                error_message=why,
+            )
+        )
+
     def _publish_failed(self, resident: Resident, why: str) -> None:
         self.publish(
             events.ModelLoadFailed(
@@ -291,6 +332,7 @@ def _clear(resident: Resident) -> None:
     resident.ledger_mb, resident.measured = 0.0, False
     resident.process_id = None
     resident.health = None
+    resident.yielding_since = None
     if resident.gone is not None and not resident.gone.done():
         resident.gone.set_result(None)
 

@@ -26,7 +26,8 @@ class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         priority: 1 (critical) to 4 (low).
         waits_for: load (it is under way), room (in memory), unload (it is just leaving), healing,
-            version_switch (another version of the model is in memory), or triton.
+            version_switch (another version of the model is in memory), turn (it leaves for others
+            and comes back), retry (a failed load is tried again soon), or triton.
     """
 
     model_id: str
@@ -48,14 +49,18 @@ def waiting_views(
     held = {resident.servable.triton_name for resident in every if resident.holds_memory}
     queue: list[tuple[int, int, WaitingView]] = []
     for resident in every:
-        why = _waits_for(resident, held) if server_up else "triton"
+        why = _waits_for(resident, held, now) if server_up else "triton"
         queue += ((w.priority, w.sequence, _view(w, why, now)) for w in resident.waiters)
     return tuple(shown for *_, shown in sorted(queue, key=lambda entry: entry[:2]))
 
 
-def _waits_for(resident: Resident, held: set[str]) -> str:
+def _waits_for(resident: Resident, held: set[str], now: float) -> str:
     if resident.state in _BY_STATE:
         return _BY_STATE[resident.state]
+    if resident.yielding:
+        return "turn"
+    if resident.retry_at > now:
+        return "retry"
     return "version_switch" if resident.servable.triton_name in held else "room"
 
 

@@ -14,6 +14,7 @@ from controlplane.migrations import (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0009_model_policy,
 )
 
 if TYPE_CHECKING:
@@ -27,4 +28,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0009_model_policy,
 )

@@ -55,6 +55,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         task_type: None has it read from the model's files.
         preload: load it when the server starts; None leaves that as it is.
         pinned: the version must be a commit or a semantic version, which do not move.
+        keep_loaded, idle_ttl: as `Model`; None leaves them as they are.
     """
 
     model_id: str
@@ -67,6 +68,8 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     resource_requirements: ResourceRequirements | None = None
     preload: bool | None = None
     pinned: bool = False
+    keep_loaded: bool | None = None
+    idle_ttl: float | None = None
 
 
 def read_catalog(path: Path, environ: Mapping[str, str]) -> tuple[CatalogEntry, ...]:
@@ -176,6 +179,8 @@ def as_new_model(entry: CatalogEntry, *, task_type: str | None) -> NewModel:
         source_url=entry.source_url,
         resource_requirements=entry.resource_requirements,
         config=wanted_config(entry, {}),
+        keep_loaded=bool(entry.keep_loaded),
+        idle_ttl=entry.idle_ttl,
     )
 
 

@@ -112,7 +112,7 @@ def _check_same(entry: CatalogEntry, model: Model) -> None:
 def _change(entry: CatalogEntry, model: Model) -> ModelChange:
     """The descriptive fields that the entry gives and that are otherwise now."""
     values: dict[str, Any] = {}
-    for name in ("display_name", "description"):
+    for name in ("display_name", "description", "keep_loaded", "idle_ttl"):
         wanted = getattr(entry, name)
         if wanted is not None and wanted != getattr(model, name):
             values[name] = wanted

@@ -23,6 +23,7 @@ _VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
 # Neither control characters nor halves of surrogate pairs: SQLite would cut or refuse them.
 _TEXT = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*")
 
+_LONGEST_IDLE = 10**9
 SHORT = 255
 MEDIUM = 1000
 TEXT = 100_000
@@ -292,6 +293,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         source_url: where versions come from instead of the hub (`file:///…`), None = hub.
         pinned: an upgrade is refused; the current version stays until somebody says otherwise.
+        keep_loaded: it stays in memory; nothing is evicted for it once there, nor it for others.
+        idle_ttl: seconds without use after which it leaves memory; 0 is right after use, below 0
+            never, None as the setting `idle_ttl` says.
         version: optimistic lock of the entity, from 1 (domain §1.1); not a model version.
     """
 
@@ -310,6 +314,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any] = {}
     custom_params: dict[str, Any] = {}
     pinned: bool = False
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
 
     @property
     def current(self) -> ModelVersion:
@@ -384,6 +390,8 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     checksum: str | None = None
     artifact_uri: str | None = None
+    keep_loaded: bool = False
+    idle_ttl: float | None = None
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -393,6 +401,8 @@ class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
     description: str | msgspec.UnsetType | None = msgspec.UNSET
     config: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     resource_requirements: ResourceRequirements | msgspec.UnsetType = msgspec.UNSET
+    keep_loaded: bool | msgspec.UnsetType = msgspec.UNSET
+    idle_ttl: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
@@ -424,6 +434,7 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
         errors["framework"] = ["only pytorch models can be converted so far"]
     if new.resource_requirements is not None:
         errors |= new.resource_requirements.errors()
+    errors |= _idle_errors(new.idle_ttl)
     if errors:
         raise ValidationFailed(errors)
     return model_id, task_type
@@ -442,6 +453,8 @@ def check_change(change: ModelChange) -> None:
             errors |= _length_errors(**{name: (value, limit)})
     if isinstance(change.resource_requirements, ResourceRequirements):
         errors |= change.resource_requirements.errors()
+    if isinstance(change.idle_ttl, float | int):
+        errors |= _idle_errors(change.idle_ttl)
     if errors:
         raise ValidationFailed(errors)
 
@@ -514,6 +527,12 @@ def _source_errors(source_url: str | None) -> dict[str, list[str]]:
         return {}
     found = parse_source_url(source_url)
     return {"source_url": [found]} if isinstance(found, str) else {}
+
+
+def _idle_errors(idle_ttl: float | None) -> dict[str, list[str]]:
+    if idle_ttl is None or abs(idle_ttl) <= _LONGEST_IDLE:  # False for NaN
+        return {}
+    return {"idle_ttl": ["must be seconds, at most 1,000,000,000; 0 is at once, below 0 never"]}
 
 
 def _length_errors(**fields: tuple[str | None, int]) -> dict[str, list[str]]:

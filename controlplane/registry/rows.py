@@ -89,6 +89,8 @@ def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
         config=msgspec.json.decode(row["config"]),
         custom_params=msgspec.json.decode(row["custom_params"]),
         pinned=bool(row["pinned"]),
+        keep_loaded=bool(row["keep_loaded"]),
+        idle_ttl=row["idle_ttl"],
     )
 
 

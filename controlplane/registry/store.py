@@ -26,7 +26,7 @@ from controlplane.events import (
     ModelVersionRemoved,
     utc_now,
 )
-from controlplane.registry import catalog
+from controlplane.registry import catalog, keeping
 from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
     Model,
@@ -48,7 +48,13 @@ _CACHE_LIMIT = 10_000
 
 
 class ModelStore(VersionStore):
-    """Registered models and their versions."""
+    """Registered models and their versions.
+
+    Attributes:
+        memory_limits: which models can be kept together; None does not care.
+    """
+
+    memory_limits: keeping.MemoryLimits | None = None
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -104,6 +110,14 @@ class ModelStore(VersionStore):
         """Ids of the models that are to be loaded when the server starts, by model id."""
         return catalog.preloaded(self._db)
 
+    def models_with_policy(self) -> tuple[Model, ...]:
+        """Models that are kept in memory or have an idle time of their own, by model id."""
+        return keeping.models_with_policy(self._db)
+
+    def _check_kept(self, model_id: str) -> None:
+        if self.memory_limits is not None:
+            keeping.check_kept(model_id, keeping.kept_models(self._db), self.memory_limits)
+
     # -- models ------------------------------------------------------------------------------
 
     def register(self, new: NewModel) -> Model:
@@ -114,6 +128,7 @@ class ModelStore(VersionStore):
                 breaks a rule.
             ModelAlreadyExists.
             VersionAlreadyExists: the version's name was deleted and stood for other bytes.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         model_id, task_type = check_new_model(new)
         with self._change() as events:
@@ -135,6 +150,8 @@ class ModelStore(VersionStore):
                     "source_url": new.source_url,
                     "config": new.config,
                     "custom_params": new.custom_params,
+                    "keep_loaded": new.keep_loaded,
+                    "idle_ttl": new.idle_ttl,
                     "created_at": now,
                     "updated_at": now,
                 },
@@ -152,6 +169,8 @@ class ModelStore(VersionStore):
                 checksum=new.checksum,
                 artifact_uri=new.artifact_uri,
             )
+            if new.keep_loaded:
+                self._check_kept(str(model_id))
             told: dict[str, Any] = {
                 "aggregate_id": catalog_id,
                 "model_id": str(model_id),
@@ -171,6 +190,7 @@ class ModelStore(VersionStore):
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed.
             ConcurrentModification: the model is no longer at `expected_version`.
+            KeptModelsTooLarge: it is to be kept, and there is no room for all that are.
         """
         check_change(change)
         with self._change() as events:
@@ -191,6 +211,8 @@ class ModelStore(VersionStore):
                 )
             values.pop("resource_requirements", None)
             self._write_model(model, **values)
+            if values.get("keep_loaded"):
+                self._check_kept(model.model_id)
             events.append(
                 ModelUpdated(aggregate_id=model.catalog_id, model_id=model.model_id, fields=fields)
             )

@@ -65,12 +65,33 @@ async def test_every_move_tells_an_event() -> None:
     world.check()
     await world.effects.finish_unload(B)
     world.check()
+    await world.effects.finish_load(B)  # it comes back by itself
+    world.check()
     names = world.names()
     assert names.count("model.load.requested") == names.count("model.loaded") + names.count(
         "model.load.failed"
     )
     assert names.count("model.unload.requested") == names.count("model.unloaded") == 2
     assert [n for n in names if n.startswith("triton.")] == ["triton.lost", "triton.restored"]
+
+
+async def test_a_model_that_is_given_up_is_told() -> None:
+    world = Watched()
+    await world.loaded(A)
+    (a,) = world.scheduler.residents()
+    for _ in range(20):
+        world.scheduler.declare_unhealthy(a, "it is silent")
+        await world.effects.finish_unload(A)
+        world.check()
+        if a.state is ModelState.FAILED:
+            break
+        a.retry_at = 0.0
+        world.scheduler.want(A)
+        await world.effects.finish_load(A)
+        world.check()
+    assert a.state is ModelState.FAILED
+    last = [event for event in world.told if event.event_type == "model.health.changed"][-1]
+    assert last.payload()["new_state"] == "failed"
 
 
 def test_the_events_cover_the_state_machine() -> None:

@@ -19,9 +19,13 @@ from controlplane.errors import (
 )
 from controlplane.lifecycle import health
 from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.policy import Residency
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.registry.model import Servable, TaskType
+
+# For the rules that are older than turns (rule 9): idle models leave at once, busy ones never.
+NO_TURNS = Residency(shortest_turn=0.0, longest_turn=0.0, patience=1e6)
 
 
 def servable(name: str, need_mb: float = 100.0, version: int = 1) -> Servable:
@@ -104,6 +108,7 @@ class World:
             budget_mb=budget_mb,
             max_models=max_models,
             load_timeout=30.0,
+            residency=NO_TURNS,
             record_memory=lambda s, mb: self.recorded.append((s.model_id, mb)),
         )
 
@@ -425,7 +430,9 @@ async def test_three_failed_checks_in_a_row_take_a_model_out_of_service() -> Non
         world.scheduler.checked(resident, status)
     assert "model.health.changed" in world.names()
     await world.effects.finish_unload(A)
-    assert world.state(A) is None
+    assert world.state(A) is ModelState.LOADING  # it is healed, though nobody asks for it
+    await world.effects.finish_load(A)
+    assert world.state(A) is ModelState.LOADED
 
 
 async def test_an_idle_model_leaves_when_its_time_has_run_out() -> None:

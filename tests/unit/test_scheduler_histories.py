@@ -1,9 +1,12 @@
 """Random histories of the scheduler: whatever happens in whatever order, its promises hold.
 
-Promises: the budget is never exceeded, no model with a lease is unloaded, one load at a time per
-model, two versions of it in memory only during a switch, no lease is lost, no request that names
-no version fails for a version that is not the current one, and when everything that can end has
-ended, nobody waits any more.
+Requests come, give up, end; loads succeed, fail, hang; models die, are kept, released, switched,
+unloaded, used behind our back; the server is lost and comes back; time passes (on a clock of its
+own). Promises: the budget is never exceeded, no model with a lease is unloaded, no busy or kept one
+is evicted, one load at a time per model, two versions of it in memory only during a switch, no
+lease is lost, everybody is answered by their deadline, who waits waits for something that will
+happen, no request that names no version fails for a version that is not the current one, and when
+everything that can end has ended, nobody waits any more.
 """
 
 from __future__ import annotations
@@ -13,23 +16,29 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from controlplane import events
-from controlplane.errors import LoadFailed, ModelMoraError
+from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.policy import ModelPolicy
 from controlplane.lifecycle.replay import replay
+from controlplane.lifecycle.resident import Resident  # noqa: TC001
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
+from controlplane.lifecycle.transitions import DRAIN_TIMEOUT
 from controlplane.registry.model import Servable, TaskType
+from tests.virtual_time import VirtualTimeLoop, end_tasks
 
 BUDGET = 100.0
 SLOTS = 4
 NEEDS = [20.0, 30.0, 30.0, 45.0, 60.0, 100.0]
 VERSIONS = (1, 2, 3)
 UNFIT = 3  # a version whose tensors differ from the others'
+EVICTIONS = {"lru_eviction", "yielded", "idle_ttl"}
+LOAD_TIMEOUT = 30.0
 
 
 def model(number: int, version: int = 1, *, floating: bool = False) -> Servable:
@@ -58,6 +67,7 @@ class Client:
     """One request: waits for its lease, holds it until told."""
 
     target: Servable
+    deadline: float
     done: asyncio.Event = field(default_factory=asyncio.Event)
     leased: Servable | None = None
     error: ModelMoraError | None = None
@@ -68,9 +78,8 @@ class Client:
         return self.leased is not None
 
     async def run(self, scheduler: Scheduler, priority: int) -> None:
-        deadline = asyncio.get_running_loop().time() + 3600
         try:
-            lease = scheduler.lease(self.target, deadline=deadline, priority=priority)
+            lease = scheduler.lease(self.target, deadline=self.deadline, priority=priority)
             async with lease as self.leased:
                 await self.done.wait()
         except ModelMoraError as error:
@@ -90,6 +99,7 @@ class OpenEffects:
     loading: dict[str, asyncio.Future[Loaded]] = field(default_factory=dict)
     unloading: dict[str, asyncio.Future[None]] = field(default_factory=dict)
     in_memory: dict[str, float] = field(default_factory=dict)
+    leaving_since: dict[str, float] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
 
     async def load(self, target: Servable, timeout: float) -> Loaded:
@@ -100,7 +110,10 @@ class OpenEffects:
         self.in_memory[name] = target.need_mb
         loaded = None
         try:
-            loaded = await future
+            await asyncio.wait({future}, timeout=timeout)
+            if not future.done():
+                raise LoadTimeout(target.model_id, timeout)
+            loaded = future.result()
             return loaded
         finally:
             self.loading.pop(name, None)
@@ -111,7 +124,9 @@ class OpenEffects:
 
     async def unload(self, target: Servable, timeout: float) -> None:
         name = label(target)
-        if any(client.leased and client.leased.key == target.key for client in self.clients):
+        drained_for = asyncio.get_running_loop().time() - self.leaving_since[name]
+        busy = any(client.leased and client.leased.key == target.key for client in self.clients)
+        if busy and drained_for < DRAIN_TIMEOUT - 0.1:
             self.violations.append(f"{name} is busy and is unloaded")
         future = self.unloading[name] = asyncio.get_running_loop().create_future()
         try:
@@ -134,7 +149,7 @@ class OpenEffects:
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = VirtualTimeLoop()
         self.clients: list[Client] = []
         self.effects = OpenEffects(self.clients)
         self.told: list[tuple[str, dict[str, object]]] = []
@@ -145,18 +160,27 @@ class Histories(RuleBasedStateMachine):
             bus,
             budget_mb=BUDGET,
             max_models=SLOTS,
-            load_timeout=30.0,
+            load_timeout=LOAD_TIMEOUT,
         )
+        self._watch_evictions()
         self.server_up = True
         self.current = dict.fromkeys(range(len(NEEDS)), 1)
         self.switches: list[asyncio.Task[object]] = []
 
-    def settle(self) -> None:
-        async def turns() -> None:
-            for _ in range(12):
-                await asyncio.sleep(0)
+    def _watch_evictions(self) -> None:
+        transitions = self.scheduler._transitions
+        begin = transitions.begin_unload
 
-        self.loop.run_until_complete(turns())
+        def watched(resident: Resident, reason: str) -> None:
+            if reason in EVICTIONS and (resident.leases or resident.stays):
+                self.effects.violations.append(f"{label(resident.servable)}: {reason}")
+            self.effects.leaving_since[label(resident.servable)] = self.loop.time()
+            begin(resident, reason)
+
+        transitions.begin_unload = watched  # type: ignore[method-assign]
+
+    def settle(self) -> None:
+        self.loop.turns(12)
         for client in self.clients:
             if client.error is not None and client.target.floating:
                 self._check_failure(client.target, client.error)
@@ -181,13 +205,14 @@ class Histories(RuleBasedStateMachine):
         number=st.integers(0, len(NEEDS) - 1),
         priority=st.integers(1, 4),
         version=st.sampled_from([None, None, None, *VERSIONS]),
+        patience=st.sampled_from([0.5, 5.0, 60.0, 3600.0]),
     )
-    def request(self, number: int, priority: int, version: int | None) -> None:
+    def request(self, number: int, priority: int, version: int | None, patience: float) -> None:
         floating = version is None
         target = model(number, version or self.current[number], floating=floating)
 
         async def begin() -> None:
-            client = Client(target)
+            client = Client(target, self.loop.time() + patience)
             client.task = asyncio.ensure_future(client.run(self.scheduler, priority))
             self.clients.append(client)
 
@@ -217,12 +242,14 @@ class Histories(RuleBasedStateMachine):
         self.call(next(task for task in self.switches if not task.done()).cancel)
 
     @precondition(lambda self: self.effects.loading)
-    @rule(data=st.data(), fails=st.booleans())
-    def end_a_load(self, data: st.DataObject, fails: bool) -> None:
+    @rule(data=st.data(), how=st.sampled_from(["well", "well", "refused", "unreachable"]))
+    def end_a_load(self, data: st.DataObject, how: str) -> None:
         name = data.draw(st.sampled_from(sorted(self.effects.loading)))
         future = self.effects.loading[name]
-        if fails:
+        if how == "refused":
             self.call(future.set_exception, LoadFailed(name, "so it is"))
+        elif how == "unreachable":
+            self.call(future.set_exception, ServiceUnavailable("no answer"))
         else:
             size = need(name) * data.draw(st.sampled_from([0.5, 1.0]))
             self.call(future.set_result, Loaded(size, None, 0.1, 1.0))
@@ -263,10 +290,38 @@ class Histories(RuleBasedStateMachine):
             self.effects.lose()
         self.call(self.scheduler.server_restored if self.server_up else self.scheduler.server_lost)
 
-    @rule()
-    def let_backoffs_pass(self) -> None:
-        for resident in self.scheduler.residents():
-            resident.retry_at = 0.0
+    @rule(seconds=st.sampled_from([0.05, 0.2, 1.0, 3.0, 10.0, 31.0, 65.0]))
+    def let_time_pass(self, seconds: float) -> None:
+        self.loop.advance(seconds)
+        self.settle()
+
+    def _loaded(self) -> dict[str, Resident]:
+        found = self.scheduler.residents()
+        return {label(r.servable): r for r in found if r.state is ModelState.LOADED}
+
+    @precondition(lambda self: self._loaded())
+    @rule(data=st.data())
+    def a_model_dies(self, data: st.DataObject) -> None:
+        resident = self._loaded()[data.draw(st.sampled_from(sorted(self._loaded())))]
+        self.call(self.scheduler.declare_unhealthy, resident, "its process has died")
+
+    @precondition(lambda self: self._loaded())
+    @rule(data=st.data(), ago=st.sampled_from([0.0, 1.0, 100.0]))
+    def use_behind_our_back(self, data: st.DataObject, ago: float) -> None:
+        resident = self._loaded()[data.draw(st.sampled_from(sorted(self._loaded())))]
+        when = events.utc_now().timestamp() - ago
+        self.call(self.scheduler.used_elsewhere, resident, when)
+
+    @rule(
+        number=st.integers(0, len(NEEDS) - 2),
+        keep=st.booleans(),
+        idle_ttl=st.sampled_from([None, 0.0]),
+    )
+    def keep_or_release(self, number: int, keep: bool, idle_ttl: float | None) -> None:
+        policy = ModelPolicy(keep_loaded=keep, idle_ttl=idle_ttl)
+        self.call(self.scheduler.set_policy, f"org/m{number}", policy)
+        if keep:
+            self.call(self.scheduler.want, model(number, self.current[number]))
 
     @invariant()
     def budget_holds(self) -> None:
@@ -274,10 +329,27 @@ class Histories(RuleBasedStateMachine):
         assert len(self.effects.in_memory) <= SLOTS
 
     @invariant()
-    def no_busy_model_is_evicted(self) -> None:
-        for resident in self.scheduler.residents():
-            if resident.state is ModelState.UNLOADING and resident.unload_reason == "lru_eviction":
-                assert resident.leases == 0
+    def everybody_is_answered_by_their_deadline(self) -> None:
+        now = self.loop.time()
+        late = [c.target.model_id for c in self.clients if not c.holding and c.deadline < now]
+        assert late == []
+
+    @invariant()
+    def who_waits_waits_for_something_that_will_happen(self) -> None:
+        waiting = [r for r in self.scheduler.residents() if r.waiters]
+        comes = (
+            self.effects.loading
+            or self.effects.unloading
+            or any(client.holding for client in self.clients)
+            or self.scheduler._decisions._timer is not None
+            or not self.server_up
+        )
+        assert comes or not waiting
+
+    @invariant()
+    def nobody_waits_for_a_model_that_serves(self) -> None:
+        for resident in self._loaded().values():
+            assert resident.yielding or not resident.waiters
 
     @invariant()
     def events_tell_every_move(self) -> None:
@@ -308,10 +380,18 @@ class Histories(RuleBasedStateMachine):
             assert count <= (2 if name in self.scheduler._ledger.switches else 1), name
 
     def teardown(self) -> None:
+        try:
+            self._let_everything_end()
+        finally:
+            end_tasks(self.loop)
+            self.loop.close()
+
+    def _let_everything_end(self) -> None:
         if not self.server_up:
             self.lose_or_restore_the_server()
         for _ in range(200):
-            self.let_backoffs_pass()
+            self.loop.advance(5.0)
+            self.settle()
             for name in list(self.effects.loading):
                 self.call(
                     self.effects.loading[name].set_result,
@@ -323,7 +403,8 @@ class Histories(RuleBasedStateMachine):
                 if client.holding:
                     self.call(client.done.set)
             self.settle()
-            if not self.clients and all(task.done() for task in self.switches):
+            switching = self.scheduler._ledger.switches or not all(t.done() for t in self.switches)
+            if not self.clients and not switching:
                 break
         waiting = [client.target.model_id for client in self.clients]
         assert waiting == [], "somebody was forgotten"
@@ -331,18 +412,12 @@ class Histories(RuleBasedStateMachine):
         assert self.scheduler._ledger.switches == {}
         assert self.effects.violations == []
         assert not any(r.leases or r.waiters for r in self.scheduler.residents())
-        self._close()
-
-    def _close(self) -> None:
-        async def end() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self.loop.run_until_complete(end())
-        self.loop.close()
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(
+    max_examples=2000,
+    stateful_step_count=40,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),  # explaining takes minutes
+)

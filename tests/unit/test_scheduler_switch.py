@@ -15,7 +15,7 @@ from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.switch import SwitchMode
-from tests.unit.test_scheduler import servable, settle, soon, until
+from tests.unit.test_scheduler import NO_TURNS, servable, settle, soon, until
 
 if TYPE_CHECKING:
     from controlplane.registry.model import Servable
@@ -58,7 +58,12 @@ class World:
         bus = events.EventBus()
         bus.subscribe(events.DomainEvent, self.told.append)
         self.scheduler = Scheduler(
-            self.effects, bus, budget_mb=budget_mb, max_models=max_models, load_timeout=30.0
+            self.effects,
+            bus,
+            budget_mb=budget_mb,
+            max_models=max_models,
+            load_timeout=30.0,
+            residency=NO_TURNS,
         )
         self.current = 1
         self.commit_error: Exception | None = None

@@ -20,6 +20,7 @@ LEGAL = {
     ("unhealthy", "unloading"),
     ("unhealthy", "loaded"),
     ("failed", "unloaded"),
+    ("unloaded", "failed"),
 }
 
 

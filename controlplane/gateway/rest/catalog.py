@@ -11,7 +11,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.gateway.rest.operation_schemas import OperationErrorBody, OperationResponse
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import Id, Json, Request, Requirements, Version
+from controlplane.gateway.rest.schemas import (
+    Id,
+    IdleTtl,
+    Json,
+    KeepLoaded,
+    Request,
+    Requirements,
+    Version,
+)
 from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.versions import use_version
 from controlplane.registry.catalog_file import CatalogEntry
@@ -35,6 +43,9 @@ class CatalogEntryBody(Request):
     pinned: Annotated[
         bool, Meta(description="The version must be a commit or a semantic version.")
     ] = False
+
+    keep_loaded: KeepLoaded | None = None
+    idle_ttl: IdleTtl | None = None
 
     def to_domain(self) -> CatalogEntry:
         values = msgspec.structs.asdict(self)

@@ -37,6 +37,17 @@ Version = Annotated[
     str,
     Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
 ]
+KeepLoaded = Annotated[
+    bool, Meta(description="It stays in memory: it is never evicted, and comes back by itself.")
+]
+IdleTtl = Annotated[
+    float,
+    Meta(
+        description="Seconds without use after which it leaves memory; 0 is right after use, "
+        "below 0 never. Left out: as the setting says.",
+        examples=[600],
+    ),
+]
 Json = dict[str, Any]
 
 
@@ -91,6 +102,8 @@ class RegisterModelRequest(Request):
     framework_version: str | None = None
     metadata: Json = {}
     created_by: str | None = None
+    keep_loaded: KeepLoaded = False
+    idle_ttl: IdleTtl | None = None
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -106,6 +119,8 @@ class UpdateModelRequest(Request):
     description: str | UnsetType | None = UNSET
     config: Json | UnsetType = UNSET
     resource_requirements: Requirements | UnsetType = UNSET
+    keep_loaded: KeepLoaded | UnsetType = UNSET
+    idle_ttl: IdleTtl | UnsetType | None = UNSET
     version_number: Annotated[
         int | UnsetType,
         Meta(description="Refuse the change (409) if the model is no longer at this number."),
@@ -120,6 +135,8 @@ class UpdateModelRequest(Request):
             resource_requirements=(
                 requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
             ),
+            keep_loaded=self.keep_loaded,
+            idle_ttl=self.idle_ttl,
         )
 
 
@@ -167,6 +184,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     updated_at: datetime
     version_number: int
     pinned: bool
+    keep_loaded: bool
+    idle_ttl: float | UnsetType = UNSET
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -226,6 +245,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             updated_at=model.updated_at,
             version_number=model.version,
             pinned=model.pinned,
+            keep_loaded=model.keep_loaded,
+            idle_ttl=present(model.idle_ttl),
         )
 
 
@@ -531,7 +552,9 @@ class WaitingRequest(msgspec.Struct, kw_only=True):
     model_id: Id
     version: Version
     priority: int
-    waits_for: Literal["load", "room", "unload", "healing", "version_switch", "triton"]
+    waits_for: Literal[
+        "load", "room", "unload", "healing", "version_switch", "turn", "retry", "triton"
+    ]
     waited_seconds: float
 
     @classmethod
