@@ -17,6 +17,8 @@ _REASONS = {
     "lru_eviction": "room for another",
     "yielded": "its turn was over",
     "idle_ttl": "idle",
+    "memory_pressure": "memory is short",
+    "unloaded_elsewhere": "somebody else unloaded it",
     "unhealthy_restart": "to heal it",
     "version_switch": "another version takes over",
     "server_lost": "Triton died",
@@ -38,6 +40,12 @@ _WORDS: dict[str, tuple[Callable[[dict[str, Any]], str], str]] = {
     "model.evicted": (lambda p: f"evicted, {megabytes(p.get('freed_mb'))} are free", "yellow"),
     "model.health.changed": (
         lambda p: f"{p.get('new_state', '')}: {p.get('error_message', '')}",
+        "bold red",
+    ),
+    "memory.threshold.exceeded": (
+        lambda p: (
+            f"{megabytes(p.get('used_mb'))} used, more than {megabytes(p.get('threshold_mb'))}"
+        ),
         "bold red",
     ),
     "triton.lost": (lambda _: "Triton died or answers no more", "bold red"),

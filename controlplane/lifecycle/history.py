@@ -46,7 +46,7 @@ class ModelHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Reasons of an unload that nobody asked for and that no fault caused.
-EVICTIONS = frozenset({"lru_eviction", "idle_ttl", "yielded"})
+EVICTIONS = frozenset({"lru_eviction", "idle_ttl", "memory_pressure", "yielded"})
 _MOVES = (
     events.ModelLoadRequested,
     events.ModelLoaded,
