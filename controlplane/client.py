@@ -18,9 +18,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import httpx
 import msgspec
 
-from controlplane import client_lifecycle, client_versions
+from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
 from controlplane import client_operations as operations
+from controlplane import client_versions, client_watching
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_sse import Listen
 from controlplane.client_types import (
@@ -238,11 +239,11 @@ class ModelMoraClient:
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
     events = _sync(operations.events)
-    follow_events = _sync(client_lifecycle.follow_events)
-    lifecycle = _sync(client_lifecycle.lifecycle)
-    lifecycle_events = _sync(client_lifecycle.lifecycle_events)
-    model_status = _sync(client_lifecycle.model_status)
-    metrics = _sync(client_lifecycle.metrics)
+    follow_events = _sync(client_watching.follow_events)
+    lifecycle = _sync(client_watching.lifecycle)
+    lifecycle_events = _sync(client_watching.lifecycle_events)
+    model_status = _sync(client_watching.model_status)
+    metrics = _sync(client_watching.metrics)
     backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
     create_lock = _sync(lock_operations.create_lock)
@@ -268,6 +269,10 @@ class ModelMoraClient:
     pin = _sync(client_versions.pin)
     unpin = _sync(client_versions.unpin)
     outdated = _sync(client_versions.outdated)
+    keep = _sync(lifecycle_operations.keep)
+    release = _sync(lifecycle_operations.release)
+    warm_up = _sync(lifecycle_operations.warm_up)
+    plan = _sync(lifecycle_operations.plan)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -344,11 +349,11 @@ class AsyncModelMoraClient:
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
     events = _async(operations.events)
-    follow_events = _async(client_lifecycle.follow_events)
-    lifecycle = _async(client_lifecycle.lifecycle)
-    lifecycle_events = _async(client_lifecycle.lifecycle_events)
-    model_status = _async(client_lifecycle.model_status)
-    metrics = _async(client_lifecycle.metrics)
+    follow_events = _async(client_watching.follow_events)
+    lifecycle = _async(client_watching.lifecycle)
+    lifecycle_events = _async(client_watching.lifecycle_events)
+    model_status = _async(client_watching.model_status)
+    metrics = _async(client_watching.metrics)
     backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
     create_lock = _async(lock_operations.create_lock)
@@ -374,6 +379,10 @@ class AsyncModelMoraClient:
     pin = _async(client_versions.pin)
     unpin = _async(client_versions.unpin)
     outdated = _async(client_versions.outdated)
+    keep = _async(lifecycle_operations.keep)
+    release = _async(lifecycle_operations.release)
+    warm_up = _async(lifecycle_operations.warm_up)
+    plan = _async(lifecycle_operations.plan)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -189,8 +189,8 @@ class ModelUnloadRequested(DomainEvent, frozen=True, kw_only=True):
 
 
 class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
-    """`reason`: manual, lru_eviction, idle_ttl, unhealthy_restart, version_switch, server_lost or
-    shutdown."""
+    """`reason`: manual, lru_eviction, yielded (others had waited too long while it was busy),
+    idle_ttl, unhealthy_restart, version_switch, server_lost or shutdown."""
 
     event_type = "model.unloaded"
     aggregate_type = LIFECYCLE

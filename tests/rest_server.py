@@ -114,6 +114,52 @@ LOADED = {
         "max_seconds": 1.0,
     },
 }
+WARM = {
+    "model_id": MINILM,
+    "version": "main",
+    "wait_seconds": 0.8,
+    "times_ms": [9.5, 3.0, 3.5],
+    "first_ms": 9.5,
+    "median_ms": 3.5,
+    "slowest_ms": 9.5,
+}
+PLAN = {
+    "fits": False,
+    "budget_mb": 500.0,
+    "max_models": 10,
+    "used_mb_before": 400.0,
+    "used_mb_after": 405.0,
+    "models": [
+        {
+            "model_id": MINILM,
+            "version": "main",
+            "need_mb": 205.0,
+            "need_source": "measured",
+            "verdict": "evicts",
+            "evictions": [
+                {
+                    "model_id": "org/old",
+                    "version": "v1",
+                    "memory_mb": 200.0,
+                    "reason": "least recently used, idle for 90 s",
+                }
+            ],
+            "used_mb_before": 400.0,
+            "used_mb_after": 405.0,
+        },
+        {
+            "model_id": "org/huge",
+            "version": "main",
+            "need_mb": 900.0,
+            "need_source": "estimated",
+            "verdict": "never",
+            "evictions": [],
+            "used_mb_before": 405.0,
+            "used_mb_after": 405.0,
+            "reason": "it needs more than the whole budget of 500 MB",
+        },
+    ],
+}
 UNLOADED = {"model_id": MINILM, "unloaded": True, "freed_mb": 205.4}
 INFERRED = {
     "model_id": MINILM,
@@ -311,6 +357,8 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("POST", "/api/v1/catalog/sync"): (200, CATALOG_SYNC),
     ("POST", f"{MODEL_PATH}/load"): (200, LOADED),
     ("POST", f"{MODEL_PATH}/unload"): (200, UNLOADED),
+    ("POST", f"{MODEL_PATH}/warmup"): (200, WARM),
+    ("POST", "/api/v1/lifecycle/plan"): (200, PLAN),
     ("GET", f"{MODEL_PATH}/versions"): (200, VERSIONS),
     ("GET", f"{MODEL_PATH}/versions/v1"): (200, OLDER),
     ("POST", f"{MODEL_PATH}/versions/v1"): (200, SWITCHED),

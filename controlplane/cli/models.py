@@ -229,6 +229,8 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
             ("pinned", "upgrades are refused" if model.pinned else ""),
+            ("in memory", "kept" if model.keep_loaded else ""),
+            ("idle time", _idle(model.idle_ttl)),
             ("status", model.status),
             ("error", model.error),
             ("progress", progress and f"{progress.phase} {progress.fraction or 0:.0%}"),
@@ -247,6 +249,14 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("updated", model.updated_at and moment(model.updated_at)),
         ]
     )
+
+
+def _idle(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return "never leaves for being idle"
+    return f"leaves after {seconds:g} s without use"
 
 
 def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Commands on what is in memory: load, unload, status, health."""
+"""Commands on what is in memory: unload, status, health."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlplane.cli import exits
-from controlplane.cli.base import client_command, split_version
+from controlplane.cli.base import client_command
 from controlplane.cli.live import Size, Watch, as_renderable, away, interval_option
 from controlplane.cli.output import (
     Block,
@@ -27,26 +27,6 @@ if TYPE_CHECKING:
 
     from controlplane.client import ModelMoraClient
     from controlplane.client_types import LoadedModel, SystemStatus, Unloaded
-
-
-@click.command()
-@click.argument("model", metavar="MODEL_ID[@VERSION]")
-@client_command
-def load(client: ModelMoraClient, out: Output, model: str) -> None:
-    """Load a model into memory now, instead of at its first request.
-
-    \b
-    Example:
-      modelmora load sentence-transformers/all-MiniLM-L6-v2
-    """
-    model_id, version = split_version(model)
-    out.result(client.load(model_id, version), _loaded)
-
-
-def _loaded(model: LoadedModel) -> Iterable[Block]:
-    took = "" if model.load_seconds is None else f" in {model.load_seconds:.1f} s"
-    memory = megabytes(model.memory_usage_mb)
-    yield f"{model.model_id}@{model.version} is loaded{took} ({memory}, {model.device or 'cpu'})."
 
 
 @click.command()

@@ -37,12 +37,13 @@ class Decisions:
         self._turns = Turns(ledger, residency)
         self._timer: asyncio.TimerHandle | None = None
         self.blocked = False
+        self._bound_by_turns = True  # what blocks is nothing but that models have their turns
 
     def decide(self) -> None:
         """Start what can be started now; called after every change."""
         ledger = self._ledger
         self._cancel_timer()
-        self.blocked = False
+        self.blocked, self._bound_by_turns = False, True
         if not ledger.server_up or ledger.closing:
             return
         ledger.prune()
@@ -53,9 +54,22 @@ class Decisions:
         self._trim()
         self.blocked |= bool(self._turns.look_again)
         if self._turns.look_again:
-            self._timer = asyncio.get_running_loop().call_at(
-                min(self._turns.look_again), self.decide
-            )
+            self._look_again_by(min(self._turns.look_again))
+
+    def model_is_idle(self, resident: Resident) -> None:
+        """Its last lease has ended. Every request comes this way: decide only if it may help."""
+        if not self.blocked:
+            return
+        when = self._turns.may_leave_at(resident)
+        if self._bound_by_turns and when > self._ledger.now():
+            self._look_again_by(when)
+        else:
+            self.decide()
+
+    def _look_again_by(self, when: float) -> None:
+        if self._timer is None or self._timer.when() > when:
+            self._cancel_timer()
+            self._timer = asyncio.get_running_loop().call_at(when, self.decide)
 
     def close(self) -> None:
         """Decide nothing more."""
@@ -118,6 +132,7 @@ class Decisions:
         switch = self._ledger.switch_of(resident)
         beside = switch is not None and switch.lets_in(resident)
         if not beside and self._rival_in_memory(resident, waiting_since):
+            self._bound_by_turns = False
             return False
         if beside and switch is not None and not switch.together:
             self._switching.drain_first(switch, "their tensors differ")
@@ -199,6 +214,6 @@ class Decisions:
         chosen = evictions_for(Room(0.0, 0), coming, idle)
         if chosen is None:  # not enough, but nearer to it
             chosen = [candidate for candidate in idle if candidate.evictable]
-            self.blocked = True
+            self.blocked, self._bound_by_turns = True, False
         for victim in chosen:
             self._evict(self._ledger.residents[victim.key])

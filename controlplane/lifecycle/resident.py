@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from controlplane.registry.model import Servable
 
 
+def earlier_source(need_source: str) -> str:
+    """Where the figure of a model that is not in memory comes from, beside `measured` now."""
+    return "last_measured" if need_source == "measured" else need_source
+
+
 @dataclass(eq=False)
 class Waiter:
     """Somebody who waits for a load; `takes_lease` is False for an explicit load.
@@ -123,7 +128,7 @@ class Resident:
             return "measured"
         if self.peak_mb > self.servable.need_mb:
             return "last_measured"
-        return self.servable.need_source
+        return earlier_source(self.servable.need_source)
 
     @property
     def holds_memory(self) -> bool:

@@ -25,19 +25,14 @@ rules (numbers as in docs/lifecycle.md):
 from __future__ import annotations
 
 import asyncio
-import itertools
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from controlplane import events
 from controlplane.errors import (
-    InsufficientMemory,
     InvalidStateTransition,
-    LoadTimeout,
     ModelAlreadyLoaded,
-    ModelMoraError,
     ModelNotLoaded,
-    ModelUnhealthy,
     ServiceUnavailable,
 )
 from controlplane.lifecycle import memory
@@ -45,12 +40,14 @@ from controlplane.lifecycle.decisions import Decisions
 from controlplane.lifecycle.history import History
 from controlplane.lifecycle.lease import Lease
 from controlplane.lifecycle.ledger import DEFAULT_POLICY, Key, Ledger
+from controlplane.lifecycle.plan import Held, Snapshot
 from controlplane.lifecycle.policy import Residency
-from controlplane.lifecycle.resident import Resident, ResidentView, Waiter, view
+from controlplane.lifecycle.queue_view import WaitingView, waiting_views
+from controlplane.lifecycle.resident import Resident, ResidentView, view
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.switching import Switching
 from controlplane.lifecycle.transitions import Effects, Transitions
-from controlplane.lifecycle.waiting import WaitingView, waiting_views
+from controlplane.lifecycle.waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +77,7 @@ class Scheduler:
         manager_id: str = "local",
         residency: Residency | None = None,
     ) -> None:
+        self._effects = effects
         self._ledger = Ledger(budget_mb, max_models)
         self.history = History(bus)
         self._transitions = Transitions(
@@ -97,7 +95,9 @@ class Scheduler:
         self._decide = self._decisions.decide
         self._transitions.then_decide = self._decide
         self._transitions.on_load_failed = self._switching.load_failed
-        self._sequence = itertools.count()
+        self._waiting = Waiting(
+            self._ledger, self._decide, self.release, self._transitions.clear_failure
+        )
         self._device = memory.device()
 
     # -- asking ----------------------------------------------------------------------------
@@ -146,36 +146,14 @@ class Scheduler:
                 resident.drained.set_result(None)
             if resident.idle_ttl == 0 and resident.candidate().evictable:
                 self._transitions.begin_unload(resident, "idle_ttl")
-            elif self._decisions.blocked:  # else it can let nobody in; this is the way of requests
-                self._decide()
+            else:
+                self._decisions.model_is_idle(resident)
 
     async def wait_until_loaded(
         self, servable: Servable, deadline: float, priority: int, *, takes_lease: bool = True
     ) -> Resident:
         """Have the model loaded and wait for it; the lease is held when this returns."""
-        resident = self._resident_for(self._ledger.heir(servable))
-        waiter = Waiter(
-            resident,
-            asyncio.get_running_loop().create_future(),
-            priority,
-            next(self._sequence),
-            takes_lease,
-            servable.floating,
-            self._ledger.now(),
-        )
-        resident.enlist(waiter)
-        self._decide()
-        try:
-            await asyncio.wait({waiter.future}, timeout=max(0.0, deadline - self._ledger.now()))
-            if waiter.future.done():
-                waiter.future.result()
-                return waiter.resident
-        except BaseException:
-            self._abandon(waiter)
-            raise
-        error = self._too_late(waiter.resident)
-        self._abandon(waiter)
-        raise error
+        return await self._waiting.wait(servable, deadline, priority, takes_lease=takes_lease)
 
     async def load(self, servable: Servable, *, deadline: float) -> ResidentView:
         """Load a model because somebody says so; its backoff is forgotten.
@@ -310,6 +288,37 @@ class Scheduler:
         """The bookkeeping itself, for the monitor beside us; nobody else may hold it."""
         return tuple(self._ledger.residents.values())
 
+    def need_mb(self, servable: Servable) -> tuple[float, bool]:
+        """What a load of it reserves, and whether that was measured since we started."""
+        resident = self._ledger.residents.get(servable.key)
+        peak = 0.0 if resident is None else resident.peak_mb
+        return max(servable.need_mb, peak), peak > servable.need_mb
+
+    def snapshot(self) -> Snapshot:
+        """Memory at this moment, for `plan.plan`."""
+        now = self._ledger.now()
+        return Snapshot(
+            budget_mb=self.budget_mb,
+            max_models=self.max_models,
+            held=tuple(
+                Held(
+                    model_id=resident.model_id,
+                    version=resident.servable.version,
+                    key=resident.servable.key,
+                    memory_mb=resident.ledger_mb,
+                    state=resident.state,
+                    idle_seconds=max(0.0, now - resident.last_used),
+                    in_use=not resident.idle,
+                    stays=resident.stays,
+                )
+                for resident in self._ledger.holding()
+            ),
+        )
+
+    async def probe(self, servable: Servable) -> float:
+        """One test inference on a leased model: its milliseconds; see `Effects.probe`."""
+        return await self._effects.probe(servable)
+
     # -- what the monitor saw --------------------------------------------------------------
 
     def measured(self, resident: Resident, memory_mb: float) -> None:
@@ -403,45 +412,6 @@ class Scheduler:
         await self._transitions.end_tasks()
 
     # -- small helpers ---------------------------------------------------------------------
-
-    def _resident_for(self, servable: Servable) -> Resident:
-        if self._ledger.closing:
-            raise ServiceUnavailable("The service is stopping.")
-        resident = self._ledger.resident(servable)
-        if resident.state is ModelState.UNLOADED:
-            reason = self._ledger.never_fits(resident)
-            if reason is not None:
-                raise reason
-        if resident.state is ModelState.FAILED:
-            self._try_failed_again(resident)
-        return resident
-
-    def _try_failed_again(self, resident: Resident) -> None:
-        wait = resident.retry_at - self._ledger.now()
-        if wait > 0 and resident.error is not None:
-            resident.error.retry_after = wait
-            # One object answers many callers: without this its traceback would grow with each.
-            raise resident.error.with_traceback(None)
-        self._transitions.clear_failure(resident, "retry")
-
-    def _abandon(self, waiter: Waiter) -> None:
-        resident = waiter.resident
-        if waiter in resident.waiters:
-            resident.waiters.remove(waiter)
-            self._decide()
-        elif waiter.takes_lease and waiter.granted:
-            self.release(resident)  # granted in the very moment its owner gave up
-
-    def _too_late(self, resident: Resident) -> ModelMoraError:
-        if not self._ledger.server_up:
-            return ServiceUnavailable("Triton is down and is being restarted.")
-        if resident.state is ModelState.LOADING:
-            now = self._ledger.now()
-            began = now - (resident.loaded_clock or now)
-            return LoadTimeout(resident.model_id, max(round(began, 1), 0.1))
-        if isinstance(resident.error, ServiceUnavailable | ModelUnhealthy):
-            return resident.error.with_traceback(None)
-        return InsufficientMemory(resident.model_id, resident.need_mb, self.budget_mb)
 
     def _view(self, resident: Resident) -> ResidentView:
         present, clock = events.utc_now(), self._ledger.now()

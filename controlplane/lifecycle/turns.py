@@ -44,10 +44,14 @@ class Turns:
     def _may_leave(self, resident: Resident) -> bool:
         if not resident.may_leave or resident.stays:
             return False
-        return resident.yielding or self._is_past(
-            self._residency.may_leave_at(
-                resident.turn_began, resident.last_used, resident.load_seconds
-            )
+        return self._is_past(self.may_leave_at(resident))
+
+    def may_leave_at(self, resident: Resident) -> float:
+        """From when on it may leave, if nobody uses it until then."""
+        if resident.yielding:
+            return 0.0
+        return self._residency.may_leave_at(
+            resident.turn_began, resident.last_used, resident.load_seconds
         )
 
     def yielders(self, holding: Iterable[Resident], waiting_since: float) -> list[Candidate]:

@@ -1,75 +1,107 @@
-"""Who waits for a model to be loaded, in which order, and for what."""
+"""Waiting for a load, to one's own deadline; who gives up leaves nothing behind."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from controlplane.errors import (
+    InsufficientMemory,
+    LoadTimeout,
+    ModelMoraError,
+    ModelUnhealthy,
+    ServiceUnavailable,
+)
+from controlplane.lifecycle.resident import Resident, Waiter
 from controlplane.lifecycle.state import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
-    from controlplane.lifecycle.resident import Resident, Waiter
-
-_BY_STATE = {
-    ModelState.LOADING: "load",
-    ModelState.UNHEALTHY: "healing",
-    ModelState.UNLOADING: "unload",
-}
+    from controlplane.lifecycle.ledger import Ledger
+    from controlplane.registry.model import Servable
 
 
-class WaitingView(msgspec.Struct, frozen=True, kw_only=True):
-    """One request that waits.
+class Waiting:
+    """Puts callers into the line of a model and takes them out again."""
 
-    Attributes:
-        priority: 1 (critical) to 4 (low).
-        waits_for: load (it is under way), room (in memory), unload (it is just leaving), healing,
-            version_switch (another version of the model is in memory), turn (it leaves for others
-            and comes back), retry (a failed load is tried again soon), or triton.
-    """
+    def __init__(
+        self,
+        ledger: Ledger,
+        decide: Callable[[], None],
+        release: Callable[[Resident], None],
+        clear_failure: Callable[[Resident, str], None],
+    ) -> None:
+        self._ledger = ledger
+        self._decide = decide
+        self._release = release
+        self._clear_failure = clear_failure
+        self._sequence = itertools.count()
 
-    model_id: str
-    version: str
-    priority: int
-    waits_for: str
-    waited_seconds: float
+    async def wait(
+        self, servable: Servable, deadline: float, priority: int, *, takes_lease: bool
+    ) -> Resident:
+        """Have the model loaded and wait for it; raises as `Scheduler.lease`."""
+        resident = self._resident_for(self._ledger.heir(servable))
+        waiter = Waiter(
+            resident,
+            asyncio.get_running_loop().create_future(),
+            priority,
+            next(self._sequence),
+            takes_lease,
+            servable.floating,
+            self._ledger.now(),
+        )
+        resident.enlist(waiter)
+        self._decide()
+        try:
+            await asyncio.wait({waiter.future}, timeout=max(0.0, deadline - self._ledger.now()))
+            if waiter.future.done():
+                waiter.future.result()
+                return waiter.resident
+        except BaseException:
+            self._abandon(waiter)
+            raise
+        error = self._too_late(waiter.resident)
+        self._abandon(waiter)
+        raise error
 
+    def _resident_for(self, servable: Servable) -> Resident:
+        if self._ledger.closing:
+            raise ServiceUnavailable("The service is stopping.")
+        resident = self._ledger.resident(servable)
+        if resident.state is ModelState.UNLOADED:
+            reason = self._ledger.never_fits(resident)
+            if reason is not None:
+                raise reason
+        if resident.state is ModelState.FAILED:
+            self._try_failed_again(resident)
+        return resident
 
-def waiting_views(
-    residents: Iterable[Resident], now: float, *, server_up: bool
-) -> tuple[WaitingView, ...]:
-    """All who wait for a load, in the order of their turn (rule 5): priority, then arrival.
+    def _try_failed_again(self, resident: Resident) -> None:
+        wait = resident.retry_at - self._ledger.now()
+        if wait > 0 and resident.error is not None:
+            resident.error.retry_after = wait
+            # One object answers many callers: without this its traceback would grow with each.
+            raise resident.error.with_traceback(None)
+        self._clear_failure(resident, "retry")
 
-    Args:
-        now: the event loop's clock, seconds.
-    """
-    every = list(residents)
-    held = {resident.servable.triton_name for resident in every if resident.holds_memory}
-    queue: list[tuple[int, int, WaitingView]] = []
-    for resident in every:
-        why = _waits_for(resident, held, now) if server_up else "triton"
-        queue += ((w.priority, w.sequence, _view(w, why, now)) for w in resident.waiters)
-    return tuple(shown for *_, shown in sorted(queue, key=lambda entry: entry[:2]))
+    def _abandon(self, waiter: Waiter) -> None:
+        resident = waiter.resident
+        if waiter in resident.waiters:
+            resident.waiters.remove(waiter)
+            self._decide()
+        elif waiter.takes_lease and waiter.granted:
+            self._release(resident)  # granted in the very moment its owner gave up
 
-
-def _waits_for(resident: Resident, held: set[str], now: float) -> str:
-    if resident.state in _BY_STATE:
-        return _BY_STATE[resident.state]
-    if resident.yielding:
-        return "turn"
-    if resident.retry_at > now:
-        return "retry"
-    return "version_switch" if resident.servable.triton_name in held else "room"
-
-
-def _view(waiter: Waiter, why: str, now: float) -> WaitingView:
-    resident = waiter.resident
-    return WaitingView(
-        model_id=resident.model_id,
-        version=resident.servable.version,
-        priority=waiter.priority,
-        waits_for=why,
-        waited_seconds=round(max(0.0, now - waiter.since), 3),
-    )
+    def _too_late(self, resident: Resident) -> ModelMoraError:
+        if not self._ledger.server_up:
+            return ServiceUnavailable("Triton is down and is being restarted.")
+        if resident.state is ModelState.LOADING:
+            now = self._ledger.now()
+            began = now - (resident.loaded_clock or now)
+            return LoadTimeout(resident.model_id, max(round(began, 1), 0.1))
+        if isinstance(resident.error, ServiceUnavailable | ModelUnhealthy):
+            return resident.error.with_traceback(None)
+        return InsufficientMemory(resident.model_id, resident.need_mb, self._ledger.budget_mb)

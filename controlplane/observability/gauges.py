@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from controlplane.lifecycle.queue_view import WaitingView
     from controlplane.lifecycle.resident import ResidentView
-    from controlplane.lifecycle.waiting import WaitingView
 
 _MB = 1024 * 1024
 _PRIORITIES = {1: "critical", 2: "high", 3: "medium", 4: "low"}

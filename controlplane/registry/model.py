@@ -272,9 +272,9 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def need_source(self) -> str:
-        """Where `need_mb` comes from: last_measured, declared or estimated."""
+        """Where `need_mb` comes from: measured, declared or estimated."""
         if self.measured_memory_mb is not None:
-            return "last_measured"
+            return "measured"
         return "declared" if self.requirements_declared else "estimated"
 
     @property

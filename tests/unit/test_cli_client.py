@@ -121,6 +121,20 @@ OPERATIONS = [
     ),
     ("load", (MINILM,), {}, ("POST", f"{MODEL_PATH}/load", {}, {})),
     ("unload", (MINILM,), {}, ("POST", f"{MODEL_PATH}/unload", {}, None)),
+    ("keep", (MINILM,), {}, ("PUT", MODEL_PATH, {}, {"keep_loaded": True})),
+    ("release", (MINILM,), {}, ("PUT", MODEL_PATH, {}, {"keep_loaded": False})),
+    ("warm_up", (MINILM,), {"samples": 3}, ("POST", f"{MODEL_PATH}/warmup", {}, {"samples": 3})),
+    (
+        "plan",
+        ([MINILM, ("org/huge", "v1")],),
+        {},
+        (
+            "POST",
+            "/api/v1/lifecycle/plan",
+            {},
+            {"models": [{"model_id": MINILM}, {"model_id": "org/huge", "version": "v1"}]},
+        ),
+    ),
     (
         "infer",
         (MINILM, {"text": "a"}),

@@ -63,6 +63,9 @@ COMMANDS = [
     (["list"], MINILM, {"data", "pagination"}),
     (["info", MINILM], "max_abs_diff 2e-07", {"model_id", "artefact", "checksum"}),
     (["load", MINILM], "is loaded in 0.8 s (205 MB, cpu)", {"model_id", "state"}),
+    (["keep", MINILM], "stays in memory.", {"model_id", "keep_loaded"}),
+    (["release", MINILM], "may be evicted again.", {"model_id", "keep_loaded"}),
+    (["warmup", MINILM], "first 9.5 ms, median 3.5 ms", {"model_id", "times_ms"}),
     (["unload", MINILM], "(205 MB freed)", {"model_id", "unloaded", "freed_mb"}),
     (["status"], "205 MB of 13.3 GB for models", {"memory", "loaded_models", "triton"}),
     (["health"], "1 healthy, 0 unhealthy", {"status", "checks", "models"}),
@@ -117,6 +120,24 @@ def test_text_and_json(
     assert (machine.code, machine.err) == (0, "")
     assert machine.out.count("\n") == 1
     assert keys <= machine.json.keys()
+
+
+def test_several_models_are_loaded_one_after_the_other(server: RestServer, modelmora: Any) -> None:
+    assert modelmora("load", MINILM, f"{MINILM}@main").out.count("is loaded in 0.8 s") == 2
+    assert [m["model_id"] for m in modelmora("load", MINILM, MINILM, "--json").json] == [MINILM] * 2
+
+
+def test_a_dry_run_tells_who_leaves_and_fails_when_it_does_not_fit(
+    server: RestServer, modelmora: Any
+) -> None:
+    plain = modelmora("load", "--dry-run", MINILM, "org/huge")
+    assert plain.code == exits.UNAVAILABLE
+    assert "org/old@v1 leaves (200 MB): least recently used, idle for 90 s." in plain.out
+    assert "org/huge: never, it needs more than the whole budget" in plain.out
+    assert "400 MB now, 405 MB after, of 500 MB" in plain.out
+    machine = modelmora("load", "--dry-run", MINILM, "org/huge", "--json")
+    assert (machine.code, machine.json["fits"]) == (exits.UNAVAILABLE, False)
+    assert [request.path for request in server.requests] == ["/api/v1/lifecycle/plan"] * 2
 
 
 def test_json_is_the_rest_body_without_nulls(server: RestServer, modelmora: Any) -> None:

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane import events
+from controlplane.lifecycle.queue_view import WaitingView
 from controlplane.lifecycle.resident import ResidentView
 from controlplane.lifecycle.state import ModelState
-from controlplane.lifecycle.waiting import WaitingView
 from controlplane.observability.metrics import Metrics
 
 MB = 1024 * 1024

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -25,12 +26,14 @@ from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, Service
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.policy import ModelPolicy
 from controlplane.lifecycle.replay import replay
-from controlplane.lifecycle.resident import Resident  # noqa: TC001
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.transitions import DRAIN_TIMEOUT
 from controlplane.registry.model import Servable, TaskType
 from tests.virtual_time import VirtualTimeLoop, end_tasks
+
+if TYPE_CHECKING:
+    from controlplane.lifecycle.resident import Resident
 
 BUDGET = 100.0
 SLOTS = 4
@@ -147,6 +150,14 @@ class OpenEffects:
 
 
 class Histories(RuleBasedStateMachine):
+    """Everything that can happen.
+
+    Attributes:
+        disturbed: also what is no request: deaths, switches, marks, the end of the server.
+    """
+
+    disturbed = True
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualTimeLoop()
@@ -172,7 +183,8 @@ class Histories(RuleBasedStateMachine):
         begin = transitions.begin_unload
 
         def watched(resident: Resident, reason: str) -> None:
-            if reason in EVICTIONS and (resident.leases or resident.stays):
+            stays = resident.keep_loaded or resident.switching
+            if reason in EVICTIONS and (resident.leases or stays):
                 self.effects.violations.append(f"{label(resident.servable)}: {reason}")
             self.effects.leaving_since[label(resident.servable)] = self.loop.time()
             begin(resident, reason)
@@ -205,9 +217,12 @@ class Histories(RuleBasedStateMachine):
         number=st.integers(0, len(NEEDS) - 1),
         priority=st.integers(1, 4),
         version=st.sampled_from([None, None, None, *VERSIONS]),
-        patience=st.sampled_from([0.5, 5.0, 60.0, 3600.0]),
+        patience=st.sampled_from([3600.0, 60.0, 5.0, 0.5]),
+        swift=st.booleans(),
     )
-    def request(self, number: int, priority: int, version: int | None, patience: float) -> None:
+    def request(
+        self, number: int, priority: int, version: int | None, patience: float, swift: bool
+    ) -> None:
         floating = version is None
         target = model(number, version or self.current[number], floating=floating)
 
@@ -219,6 +234,19 @@ class Histories(RuleBasedStateMachine):
         self.loop.run_until_complete(begin())
         self.settle()
 
+        if swift:
+            self.let_effects_end()
+
+    @precondition(lambda self: self.effects.loading or self.effects.unloading)
+    @rule()
+    def let_effects_end(self) -> None:
+        for _ in range(4):  # one makes room for the next
+            for name, future in list(self.effects.loading.items()):
+                self.call(future.set_result, Loaded(need(name), None, 0.1, 1.0))
+            for unloading in list(self.effects.unloading.values()):
+                self.call(unloading.set_result, None)
+
+    @precondition(lambda self: self.disturbed)
     @rule(number=st.integers(0, len(NEEDS) - 1), version=st.sampled_from(VERSIONS))
     def use(self, number: int, version: int) -> None:
         async def switch() -> None:
@@ -261,6 +289,12 @@ class Histories(RuleBasedStateMachine):
         self.call(self.effects.unloading[name].set_result, None)
 
     @precondition(lambda self: any(c.holding for c in self.clients))
+    @rule()
+    def let_requests_end(self) -> None:
+        for client in [c for c in self.clients if c.holding]:
+            self.call(client.done.set)
+
+    @precondition(lambda self: any(c.holding for c in self.clients))
     @rule(data=st.data())
     def end_a_request(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len([c for c in self.clients if c.holding]) - 1))
@@ -274,6 +308,7 @@ class Histories(RuleBasedStateMachine):
         assert task is not None
         self.call(task.cancel)
 
+    @precondition(lambda self: self.disturbed)
     @rule(number=st.integers(0, len(NEEDS) - 1))
     def unload(self, number: int) -> None:
         async def ask() -> None:
@@ -283,6 +318,7 @@ class Histories(RuleBasedStateMachine):
         self.loop.run_until_complete(ask())
         self.settle()
 
+    @precondition(lambda self: self.disturbed)
     @rule()
     def lose_or_restore_the_server(self) -> None:
         self.server_up = not self.server_up
@@ -299,7 +335,7 @@ class Histories(RuleBasedStateMachine):
         found = self.scheduler.residents()
         return {label(r.servable): r for r in found if r.state is ModelState.LOADED}
 
-    @precondition(lambda self: self._loaded())
+    @precondition(lambda self: self.disturbed and self._loaded())
     @rule(data=st.data())
     def a_model_dies(self, data: st.DataObject) -> None:
         resident = self._loaded()[data.draw(st.sampled_from(sorted(self._loaded())))]
@@ -312,6 +348,7 @@ class Histories(RuleBasedStateMachine):
         when = events.utc_now().timestamp() - ago
         self.call(self.scheduler.used_elsewhere, resident, when)
 
+    @precondition(lambda self: self.disturbed)
     @rule(
         number=st.integers(0, len(NEEDS) - 2),
         keep=st.booleans(),
@@ -414,10 +451,18 @@ class Histories(RuleBasedStateMachine):
         assert not any(r.leases or r.waiters for r in self.scheduler.residents())
 
 
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=2000,
+class CrowdedHistories(Histories):
+    """Requests only, so that more of them meet: turns, yielding, the line."""
+
+    disturbed = False
+
+
+_SETTINGS = settings(
     stateful_step_count=40,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),  # explaining takes minutes
 )
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(_SETTINGS, max_examples=1000)
+TestCrowdedHistories = CrowdedHistories.TestCase
+TestCrowdedHistories.settings = settings(_SETTINGS, max_examples=1000)

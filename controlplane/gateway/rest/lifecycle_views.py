@@ -33,6 +33,7 @@ from controlplane.gateway.rest.schemas import (
 from controlplane.gateway.rest.system import triton_status, uptime
 from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.memory import device
+from controlplane.lifecycle.resident import earlier_source
 from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def _never_asked_for(services: Services, version: ModelVersion) -> ModelStatusRe
         active_requests=0,
         health_status=HealthStatus(healthy=False, consecutive_failures=0),
         estimated_memory_mb=round(version.need_mb, 1),
-        memory_source=version.need_source,  # type: ignore[arg-type]
+        memory_source=earlier_source(version.need_source),  # type: ignore[arg-type]
         state_since=present(history.since),
     )
 

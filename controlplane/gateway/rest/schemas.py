@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.lifecycle.history import ModelHistory
+    from controlplane.lifecycle.queue_view import WaitingView
     from controlplane.lifecycle.resident import ResidentView
-    from controlplane.lifecycle.waiting import WaitingView
     from controlplane.registry.files import Progress
 
 T = TypeVar("T")
