@@ -54,6 +54,7 @@ def model(status: str = "ready", **changes: Any) -> dict[str, Any]:
         "updated_at": "2026-01-02T03:05:06Z",
         "version_number": 3,
         "pinned": False,
+        "keep_loaded": False,
         "a_field_of_tomorrow": True,
         **(ready if status == "ready" else {}),
         **changes,
