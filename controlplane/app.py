@@ -13,33 +13,32 @@ from typing import TYPE_CHECKING
 
 import filelock
 import msgspec
+import psutil
 import structlog
 import uvicorn
 
+from controlplane.app_lifecycle import Lifecycle
 from controlplane.db import append_event, open_db, transaction
 from controlplane.errors import ModelMoraError, StartupError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
+from controlplane.gateway.draining import Draining
+from controlplane.gateway.http_protocol import LimitedHttp
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
 from controlplane.inference.infer import InferenceService
-from controlplane.lifecycle.effects import TritonEffects
-from controlplane.lifecycle.keeping import Keeping
-from controlplane.lifecycle.monitor import Monitor
-from controlplane.lifecycle.reconcile import unload_strays
 from controlplane.lifecycle.removal import remove_model
-from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.versions import use_version
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry import curated
 from controlplane.registry.install import Installer
-from controlplane.registry.keeping import MemoryLimits
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
 from controlplane.registry.repository import ModelRepository
 from controlplane.registry.store import ModelStore
 from controlplane.registry.sync import LockActivities
+from controlplane.triton import processes
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
@@ -49,13 +48,14 @@ if TYPE_CHECKING:
 
     from sqlite_utils import Database
 
+    from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.settings import Settings
     from controlplane.triton.server import TritonServer
 
 log = structlog.get_logger(__name__)
 
-# How long running requests may take to end after SIGTERM, in seconds.
-DRAIN_SECONDS = 30.0
+# What is left after the drain is cut off so soon, in seconds.
+CUT_OFF = 1
 
 
 def package_version() -> str:
@@ -70,6 +70,7 @@ class Application:
         self.settings = settings
         self.started_at = time.monotonic()
         self._exit = contextlib.AsyncExitStack()
+        self._server: TritonServer | None = None
         self.http_port = settings.port
         self.grpc_port = settings.grpc_port
 
@@ -91,6 +92,13 @@ class Application:
         await self._exit.aclose()
         log.info("stopped")
 
+    def abort(self) -> None:
+        """End every process below ours at once, and clear Triton's shared memory; no waiting."""
+        processes.kill_all(psutil.Process().children(recursive=True))
+        if self._server is not None:
+            self._server.abort()
+        (self.settings.data_dir / "server.json").unlink(missing_ok=True)
+
     async def _start(self) -> None:
         settings = self.settings
         self._own_data_dir()
@@ -110,7 +118,10 @@ class Application:
         client = TritonClient(server.endpoints)
         self._exit.push_async_callback(client.close)
         self._exit.push_async_callback(installer.close)
-        scheduler, monitor = await self._start_lifecycle(store, repository, server, client, bus)
+        self._lifecycle = lifecycle = Lifecycle(settings, store, repository, server, client, bus)
+        scheduler, monitor = lifecycle.scheduler, lifecycle.monitor
+        await lifecycle.start()
+        self._exit.push_async_callback(lifecycle.stop)
         metrics = Metrics(bus, scheduler)
         locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
         activities = self._lock_activities(locking, store, installer, scheduler)
@@ -191,40 +202,14 @@ class Application:
             )
         else:
             server = EmbeddedTriton(
-                self.settings.model_repository, self.settings.data_dir / "triton"
+                self.settings.model_repository,
+                self.settings.data_dir / "triton",
+                hang_timeout=self.settings.triton_hang_timeout,
             )
+        self._server = server
         self._exit.push_async_callback(server.stop)
         await server.start()
         return server
-
-    async def _start_lifecycle(
-        self,
-        store: ModelStore,
-        repository: ModelRepository,
-        server: TritonServer,
-        client: TritonClient,
-        bus: EventBus,
-    ) -> tuple[Scheduler, Monitor]:
-        await unload_strays(client, store.triton_names())
-        effects = TritonEffects(client, server, repository)
-        scheduler = Scheduler(
-            effects,
-            bus,
-            budget_mb=self.settings.memory_budget_mb,
-            max_models=self.settings.max_models,
-            load_timeout=self.settings.load_timeout,
-            record_memory=lambda servable, mb: store.record_memory(servable.version_id, mb),
-        )
-        store.memory_limits = MemoryLimits(self.settings.memory_budget_mb, self.settings.max_models)
-        self._keeping = Keeping(store, scheduler, bus)
-        server.on_lost.append(scheduler.server_lost)
-        server.on_restored.append(lambda: client.reconnect(server.endpoints))
-        server.on_restored.append(scheduler.server_restored)
-        monitor = Monitor(scheduler, effects, idle_ttl=self.settings.idle_ttl)
-        monitor.start()
-        self._exit.push_async_callback(scheduler.close)
-        self._exit.push_async_callback(monitor.stop)
-        return scheduler, monitor
 
     def _lock_activities(
         self, locking: Locking, store: ModelStore, installer: Installer, scheduler: Scheduler
@@ -251,30 +236,41 @@ class Application:
     async def _start_gateway(self, http_socket: socket.socket) -> None:
         grpc_gateway = GrpcGateway(self.services, self.settings.host, self.settings.grpc_port)
         self.grpc_port = await grpc_gateway.start()
-        self._exit.push_async_callback(grpc_gateway.stop, DRAIN_SECONDS)
+        self._exit.push_async_callback(grpc_gateway.stop, CUT_OFF)
         http_gateway = create_app(self.services)
         self._exit.push_async_callback(http_gateway.close)
+        draining = Draining(http_gateway)
         http_server = _HttpServer(
             uvicorn.Config(
-                http_gateway,
+                draining,
+                http=LimitedHttp,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",
-                timeout_graceful_shutdown=int(DRAIN_SECONDS),
+                timeout_graceful_shutdown=CUT_OFF,
                 # The default of 5 s closes connections that a client is just about to use again.
                 timeout_keep_alive=75,
             )
         )
         serving = asyncio.create_task(http_server.serve(sockets=[http_socket]), name="http")
         self._exit.push_async_callback(_stop_http, http_server, serving)
-        # Before that: streams of events have no end of their own to wait for.
-        self._exit.callback(self.services.store.event_log.close)
-        # before the line above: who watches an operation would hold up the end for half a minute
-        self._exit.callback(self.services.installer.operations.stop_watching)
+        self._exit.push_async_callback(self._drain, draining, grpc_gateway)
         while not http_server.started:
             await asyncio.sleep(0.005)
             if serving.done():
                 await serving
+
+    async def _drain(self, http: Draining, grpc_gateway: GrpcGateway) -> None:
+        """Take nothing new, and wait for what runs, on both ports."""
+        http.begin()
+        # Streams of events have no end of their own to wait for.
+        self.services.installer.operations.stop_watching()
+        self.services.store.event_log.close()
+        patience = self.settings.drain_timeout
+        done, _ = await asyncio.gather(http.idle(patience), grpc_gateway.stop(patience))
+        if not done:
+            log.warning("requests are cut off", running=http.running, after_s=patience)
 
     def _write_address(self) -> None:
         """`server.json`: where this server listens, for tools that let it choose its ports."""
@@ -310,7 +306,7 @@ class Application:
                     log.info("preloaded", model_id=servable.model_id)
             except ModelMoraError as error:  # it must not stop the service (domain §3.8)
                 log.warning("preload failed", model=name, reason=error.message)
-        self._keeping.bring_all()
+        self._lifecycle.keeping.bring_all()
 
 
 class _HttpServer(uvicorn.Server):
@@ -361,7 +357,8 @@ async def _serve(settings: Settings) -> int:
     def on_signal() -> None:
         nonlocal signals
         signals += 1
-        if signals > 1:  # the second one ends it: Triton follows its dead parent
+        if signals > 1:  # the second one ends it
+            application.abort()
             os._exit(130)
         stop.set()
 

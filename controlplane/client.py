@@ -20,8 +20,8 @@ import msgspec
 
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
+from controlplane import client_memory, client_versions, client_watching
 from controlplane import client_operations as operations
-from controlplane import client_versions, client_watching
 from controlplane.client_operations import Call, Pause, Steps, vectors
 from controlplane.client_sse import Listen
 from controlplane.client_types import (
@@ -273,6 +273,7 @@ class ModelMoraClient:
     release = _sync(lifecycle_operations.release)
     warm_up = _sync(lifecycle_operations.warm_up)
     plan = _sync(lifecycle_operations.plan)
+    memory = _sync(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -383,6 +384,7 @@ class AsyncModelMoraClient:
     release = _async(lifecycle_operations.release)
     warm_up = _async(lifecycle_operations.warm_up)
     plan = _async(lifecycle_operations.plan)
+    memory = _async(client_memory.memory)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -39,6 +39,7 @@ class LockedModel(msgspec.Struct, frozen=True, kw_only=True):
     files: list[dict[str, Any]] = []
     converter: dict[str, Any] | None = None
     artefact_checksum: str | None = None
+    trust_remote_code: bool = False
 
 
 class Lock(msgspec.Struct, frozen=True, kw_only=True):

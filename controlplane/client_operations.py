@@ -147,9 +147,11 @@ def delete(model_id: str, *, force: bool = False) -> Steps[None]:
     return ask("DELETE", model_path(model_id), type(None), params=params, timeout=None)
 
 
-def download(model_id: str, version: str | None = None) -> Steps[Operation]:
+def download(
+    model_id: str, version: str | None = None, *, trust_remote_code: bool = False
+) -> Steps[Operation]:
     """Start the installation of a registered model; returns at once, with its operation."""
-    body = given(version=version)
+    body = given(version=version, trust_remote_code=trust_remote_code or None)
     return ask("POST", model_path(model_id, "/download"), Operation, json=body)
 
 
@@ -389,6 +391,8 @@ def install(
     source_url: str | None = None,
     on_progress: OnProgress | None = None,
     timeout: float | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Steps[ModelInfo]:
     """Register the model if it is absent, download and convert it, wait until it is ready.
 
@@ -399,14 +403,16 @@ def install(
         source_url: `file:///…` as the server sees it, `https://…` or `s3://…`; None takes the hub.
         on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
+        trust_remote_code: let the converter run code of the repository; the server has to allow it.
 
     Raises:
         InstallFailed: with the server's reason.
         WaitTimeout: the installation goes on at the server.
     """
     began = time.monotonic()
-    yield from _registered(model_id, version, task_type, source_url)
-    operation = yield from download(model_id, version)
+    trusted = {"trust_remote_code": True} if trust_remote_code else {}
+    yield from _registered(model_id, version, task_type, source_url, trusted)
+    operation = yield from download(model_id, version, trust_remote_code=trust_remote_code)
 
     def tell(state: Operation) -> None:
         if on_progress is not None and not state.finished:
@@ -445,7 +451,11 @@ def wait_installed(
 
 
 def _registered(
-    model_id: str, version: str | None, task_type: str | None, source_url: str | None
+    model_id: str,
+    version: str | None,
+    task_type: str | None,
+    source_url: str | None,
+    trusted: dict[str, bool],
 ) -> Steps[None]:
     """Register the model if it is absent; refuse to take it from elsewhere than before."""
     try:
@@ -453,7 +463,7 @@ def _registered(
     except ModelMoraApiError as error:
         if error.code != "MODEL_NOT_FOUND":
             raise
-        yield from register(model_id, task_type, version=version, source_url=source_url)
+        yield from register(model_id, task_type, version=version, source_url=source_url, **trusted)
         return
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):

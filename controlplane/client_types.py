@@ -124,6 +124,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
     keep_loaded: bool = False
     idle_ttl: float | None = None
+    trust_remote_code: bool = False
 
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +150,7 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     version_number: int | None = None
+    trust_remote_code: bool = False
 
 
 class VersionList(msgspec.Struct, frozen=True, kw_only=True):

@@ -267,6 +267,12 @@ class SourceRefused(ModelMoraError):
     code = "SOURCE_REFUSED"
 
 
+class RemoteCodeRefused(SourceRefused):
+    """The source brings its own code, and the version or the server does not trust it."""
+
+    code = "REMOTE_CODE_REFUSED"
+
+
 class ExportFailed(ModelMoraError):
     """The converter refused or broke; nothing was published."""
 
@@ -307,6 +313,34 @@ class OperationFinished(ModelMoraError):
             else f"Operation {operation_id} is cancelled already.",
             operation_id=operation_id,
             status=status,
+        )
+
+
+class TritonModelInvalid(ModelMoraError):
+    """The folder of a ready-made Triton model breaks rules; each is named by file and field."""
+
+    code = "TRITON_MODEL_INVALID"
+
+    def __init__(self, where: str, faults: Mapping[str, str]) -> None:
+        listed = "; ".join(f"{place}: {what}" for place, what in list(faults.items())[:10])
+        super().__init__(
+            f"{where} cannot be served as a Triton model. {listed}.",
+            fields={place: [what] for place, what in faults.items()},
+        )
+
+
+class NoRestInference(ModelMoraError):
+    """The model's tensors are its own, so that our REST inference has no words for them."""
+
+    code = "NO_REST_INFERENCE"
+
+    def __init__(self, model_id: str, task_type: str) -> None:
+        super().__init__(
+            f"Model {model_id!r} is a ready-made Triton model ({task_type}) with tensors of its "
+            f"own. Call it over Triton's protocol: POST /v2/models/{model_id.replace('/', '--')}"
+            "/infer, or any Triton client over HTTP or gRPC.",
+            model_id=model_id,
+            task_type=task_type,
         )
 
 

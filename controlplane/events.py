@@ -130,6 +130,22 @@ class ModelVersionPinned(DomainEvent, frozen=True, kw_only=True):
     revision: str | None = None
 
 
+class ModelCodeTrusted(DomainEvent, frozen=True, kw_only=True):
+    """The version was registered to run code of its repository while it is converted.
+
+    Attributes:
+        trusted_by: who registered it, where that was said.
+        allowed_by: the setting that lets it.
+    """
+
+    event_type = "model.version.code_trusted"
+    aggregate_type = CATALOG
+    model_id: str
+    version: str
+    trusted_by: str | None = None
+    allowed_by: str = "allow_remote_code"
+
+
 class ModelVersionStatusChanged(DomainEvent, frozen=True, kw_only=True):
     event_type = "model.version.status_changed"
     aggregate_type = CATALOG
@@ -190,7 +206,8 @@ class ModelUnloadRequested(DomainEvent, frozen=True, kw_only=True):
 
 class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
     """`reason`: manual, lru_eviction, yielded (others had waited too long while it was busy),
-    idle_ttl, unhealthy_restart, version_switch, server_lost or shutdown."""
+    idle_ttl, memory_pressure, unhealthy_restart, version_switch, unloaded_elsewhere, server_lost or
+    shutdown."""
 
     event_type = "model.unloaded"
     aggregate_type = LIFECYCLE
@@ -216,6 +233,22 @@ class ModelHealthChanged(DomainEvent, frozen=True, kw_only=True):
     previous_state: str
     new_state: str
     error_message: str | None = None
+
+
+class MemoryThresholdExceeded(DomainEvent, frozen=True, kw_only=True):
+    """Memory has come to be used beyond a limit; told once, until it is within it again.
+
+    `scope`: budget (all models together), model (one took more than 1.2 times what was reserved
+    for it; `model_id` names it) or machine (all processes; the limit keeps the reserve free).
+    """
+
+    event_type = "memory.threshold.exceeded"
+    aggregate_type = LIFECYCLE
+    scope: str
+    used_mb: float
+    threshold_mb: float
+    model_id: str | None = None
+    version: str | None = None
 
 
 class TritonLost(DomainEvent, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import yaml
 
+from controlplane.cgroups import memory_groups
 from controlplane.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -30,14 +31,9 @@ _MB = 1024 * 1024
 
 
 def machine_memory_mb() -> int:
-    """Memory this process may use, in MB: the machine's, or the cgroup's limit where lower."""
-    limits = [psutil.virtual_memory().total]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # absent, or the word "max"
-            continue
-    return min(limits) // _MB
+    """Memory this process may use, in MB: the machine's, or a control group's limit if lower."""
+    limits = (group.limit for group in memory_groups())
+    return min([psutil.virtual_memory().total, *limits]) // _MB
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,13 +41,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         max_memory_mb: budget for loaded models; 0 means 85 % of the machine's or cgroup's memory.
+        memory_reserve_mb: memory of the machine or cgroup that stays free: when less is, whoever
+            uses it, idle models leave. 0 means 5 %, at most 1,024.
+        drain_timeout: how long running requests may take to end when the service stops.
+        triton_hang_timeout: an embedded Triton that gives no sign of life for so long is killed.
         idle_ttl: unload a model after so many idle seconds; None means never.
         preload: model ids to load at start, in order.
         allow_pickle: read pickled weights (they can run code) where a source has no safetensors.
+        allow_remote_code: let the converter run code of models' repositories, for versions that
+            were registered with trust_remote_code.
         allow_http: sources over http://, which anybody on the way can change.
         allow_private_sources: sources at addresses of private networks and of this machine.
         max_source_mb: largest source of a version; also the largest archive.
+        ready_model_dirs: folders whose ready-made Triton models may run, whoever owns them.
+        allow_remote_ready_models: run ready-made Triton models from archives and S3.
         allow_unauthenticated_network: listen beyond loopback although nobody has to log in.
+        allow_shared_memory: let clients of /v2 and gRPC register system shared memory with Triton,
+            which reads and writes it with its own rights: only where all clients are trusted.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
             external Triton (its --grpc-restricted-protocol); a secret.
@@ -63,20 +69,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: Path = Path(".modelmora")
     model_repository: Path = Path("model_repository")
     max_memory_mb: int = 0
+    memory_reserve_mb: int = 0
     max_models: int = 10
     load_timeout: float = 300.0
     request_timeout: float = 60.0
     install_timeout: float = 3600.0
+    drain_timeout: float = 30.0
     idle_ttl: float | None = None
     preload: tuple[str, ...] = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console", "auto"] = "auto"
     allow_pickle: bool = False
+    allow_remote_code: bool = False
     allow_http: bool = False
     allow_private_sources: bool = False
     max_source_mb: int = 100_000
+    ready_model_dirs: tuple[str, ...] = ()
+    allow_remote_ready_models: bool = False
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
+    triton_hang_timeout: float = 20.0
+    allow_shared_memory: bool = False
     triton_grpc_url: str | None = None
     triton_http_url: str | None = None
     triton_metrics_url: str | None = None
@@ -86,6 +99,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def memory_budget_mb(self) -> int:
         """The budget in force, in MB."""
         return self.max_memory_mb or int(machine_memory_mb() * 0.85)
+
+    @property
+    def memory_reserve(self) -> int:
+        """The reserve in force, in MB."""
+        return self.memory_reserve_mb or min(machine_memory_mb() // 20, 1024)
 
     @property
     def database(self) -> Path:
@@ -254,7 +272,7 @@ def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
 
 
 # Settings with a list value are written with commas in the environment.
-_LIST_KEYS = {"preload"}
+_LIST_KEYS = {"preload", "ready_model_dirs"}
 # Read by our own tools, not settings of the service.
 _OTHER_ENV = {"MODELMORA_URL", "MODELMORA_CONFIG"}
 
@@ -331,6 +349,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "port": (0, 65535, "a port from 1 to 65535, or 0 for any free one"),
     "grpc_port": (0, 65535, "a port from 1 to 65535, or 0 for any free one"),
     "max_memory_mb": (0, 10**9, "megabytes, or 0 for 85 % of this machine's memory"),
+    "memory_reserve_mb": (0, 10**9, "megabytes, or 0 for 5 % of this machine's memory"),
+    "drain_timeout": (0, 86_400, "seconds, at least 0"),
+    "triton_hang_timeout": (1, 86_400, "seconds, at least 1"),
     "max_models": (1, 10_000, "at least 1"),
     "load_timeout": (0.001, 86_400, "seconds above 0"),
     "request_timeout": (0.001, 600, "seconds above 0, at most 600"),

@@ -7,10 +7,12 @@ of `converters.progress`; stderr is for people who look into a failure.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -19,7 +21,7 @@ from converters.errors import ConversionError, ExportFailed, InsufficientDisk, o
 from converters.progress import EventStream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # Full, over quota, over the process's file size limit.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,14 +55,16 @@ def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, obje
         source_checksum=options.source_checksum,
     )
     try:
-        return convert_text_embedding(
-            options.source,
-            options.output,
-            identity,
-            events,
-            allow_pickle=options.allow_pickle,
-            threads=options.threads,
-        )
+        with _place_for_code(options):
+            return convert_text_embedding(
+                options.source,
+                options.output,
+                identity,
+                events,
+                allow_pickle=options.allow_pickle,
+                trusted=options.trust_remote_code,
+                threads=options.threads,
+            )
     except ConversionError:
         raise
     except OSError as error:
@@ -71,6 +75,20 @@ def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, obje
         raise ExportFailed(
             f"The conversion broke: {type(error).__name__}: {one_line(error)}."
         ) from error
+
+
+@contextlib.contextmanager
+def _place_for_code(options: argparse.Namespace) -> Iterator[None]:
+    """Where transformers copies trusted code to before it imports it: beside the output, and gone
+    with it; not in the user's cache, where the next conversion would find it."""
+    if not options.trust_remote_code:
+        yield
+        return
+    with tempfile.TemporaryDirectory(
+        prefix=".code-", dir=options.output.absolute().parent
+    ) as place:
+        os.environ["HF_MODULES_CACHE"] = place  # read when transformers is imported
+        yield
 
 
 def _about_files(error: OSError, output: Path) -> ConversionError:
@@ -96,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--source-checksum", help="sha256:… of the source's files")
     convert.add_argument(
         "--allow-pickle", action="store_true", help="read pickled weights of a trusted source"
+    )
+    convert.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files of the model's folder that its config.json names",
     )
     convert.add_argument("--threads", type=int, help="default: what torch takes")
     return parser

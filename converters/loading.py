@@ -1,11 +1,13 @@
 """Loads a repository's transformer and tokenizer through transformers, in float32, offline.
 
-No code of the repository runs: trust_remote_code is False everywhere.
+Code of the repository runs only where the caller says `trusted`, and then only what lies in its
+folder: `auto_map` may lead to no other repository.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +36,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _POSITION_TABLES = ("position_embeddings", "wpe")
 
 
-def load_config(spec: TransformerSpec) -> Any:
+def load_config(spec: TransformerSpec, *, trusted: bool = False) -> Any:
     """transformers' configuration of a folder, key-value caches switched off.
 
     Raises:
@@ -47,8 +49,8 @@ def load_config(spec: TransformerSpec) -> Any:
     raw = read_json(spec.folder / "config.json")
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise ArtifactNotAccessible("config.json names no model_type.")
-    _refuse(raw)
-    options = spec.config_options | {"trust_remote_code": False, "local_files_only": True}
+    _refuse(raw, trusted=trusted)
+    options = spec.config_options | {"trust_remote_code": trusted, "local_files_only": True}
     try:
         config = transformers.AutoConfig.from_pretrained(spec.folder, **options)
     except Exception as error:
@@ -59,12 +61,14 @@ def load_config(spec: TransformerSpec) -> Any:
     return config
 
 
-def _refuse(raw: Mapping[str, Any]) -> None:
-    kind = raw["model_type"]
-    if kind not in CONFIG_MAPPING:
+def _refuse(raw: Mapping[str, Any], *, trusted: bool) -> None:
+    kind, code = raw["model_type"], raw.get("auto_map")
+    if code and trusted and "--" in json.dumps(code):
+        raise ExportFailed("auto_map in config.json names code of another repository.")
+    if kind not in CONFIG_MAPPING and not (code and trusted):
         why = (
-            "brings its own code, which ModelMora does not run"
-            if "auto_map" in raw
+            "brings its own code, which was not trusted (--trust-remote-code)"
+            if code
             else f"is unknown to transformers {transformers.__version__}"
         )
         raise ExportFailed(f"The architecture {kind!r} of config.json {why}.")
@@ -75,7 +79,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
             raise ExportFailed(f"The architecture {kind!r} takes more than text ({part}).")
 
 
-def load_tokenizer(model: SentenceModel) -> Any:
+def load_tokenizer(model: SentenceModel, *, trusted: bool = False) -> Any:
     """transformers' fast tokenizer of the model.
 
     Raises:
@@ -84,7 +88,7 @@ def load_tokenizer(model: SentenceModel) -> Any:
     """
     spec = model.transformer
     require_vocabulary(spec.folder)
-    options = spec.tokenizer_options | {"trust_remote_code": False, "local_files_only": True}
+    options = spec.tokenizer_options | {"trust_remote_code": trusted, "local_files_only": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(spec.folder, **options)
     except Exception as error:
@@ -99,7 +103,9 @@ def load_tokenizer(model: SentenceModel) -> Any:
     return tokenizer
 
 
-def load_transformer(spec: TransformerSpec, config: Any, weights: Weights) -> nn.Module:
+def load_transformer(
+    spec: TransformerSpec, config: Any, weights: Weights, *, trusted: bool = False
+) -> nn.Module:
     """The model in float32 with plain ("eager") attention, ready to be traced.
 
     Eager attention everywhere: some models (MPNet) have no other, and ONNX Runtime runs its
@@ -120,7 +126,7 @@ def load_transformer(spec: TransformerSpec, config: Any, weights: Weights) -> nn
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=weights.safe,
-            trust_remote_code=False,
+            trust_remote_code=trusted,
             local_files_only=True,
             output_loading_info=True,
         )

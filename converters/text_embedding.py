@@ -44,6 +44,7 @@ def convert_text_embedding(
     events: EventStream,
     *,
     allow_pickle: bool = False,
+    trusted: bool = False,
     threads: int | None = None,
     external_data_above: int | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def convert_text_embedding(
     refused when it differs.
 
     Args:
+        trusted: import the Python files that config.json names, out of `source` only.
         threads: for torch and ONNX Runtime; None leaves it to them.
         external_data_above: bytes of weights that stay in model.onnx; None for protobuf's limit.
 
@@ -68,7 +70,9 @@ def convert_text_embedding(
     output.mkdir(parents=True)
     try:
         events.progress("load", 0.0, "loading torch and transformers")
-        loaded = load(model, weights, output, allow_pickle=allow_pickle, threads=threads)
+        loaded = load(
+            model, weights, output, allow_pickle=allow_pickle, trusted=trusted, threads=threads
+        )
         return _export(loaded, output, identity, events, threads, external_data_above)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
@@ -84,7 +88,13 @@ def _require_space(output: Path, weights: Weights) -> None:
 
 
 def load(
-    model: SentenceModel, weights: Weights, output: Path, *, allow_pickle: bool, threads: int | None
+    model: SentenceModel,
+    weights: Weights,
+    output: Path,
+    *,
+    allow_pickle: bool,
+    threads: int | None,
+    trusted: bool = False,
 ) -> Loaded:
     """Build the encoder from the source's files and write `output`/tokenizer.json.
 
@@ -99,9 +109,9 @@ def load(
     if threads:
         torch.set_num_threads(threads)
     spec = model.transformer
-    config = loading.load_config(spec)
-    hf_tokenizer = loading.load_tokenizer(model)
-    transformer = loading.load_transformer(spec, config, weights)
+    config = loading.load_config(spec, trusted=trusted)
+    hf_tokenizer = loading.load_tokenizer(model, trusted=trusted)
+    transformer = loading.load_transformer(spec, config, weights, trusted=trusted)
     inputs = loading.transformer_inputs(transformer, hf_tokenizer)
     prompt_length = _prompt_length(hf_tokenizer, model.default_prompt)
     model = _with_usable_prompts(model)

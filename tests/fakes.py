@@ -46,6 +46,7 @@ class FakeModel(msgspec.Struct):
     load_error: str | None = None
     dead: bool = False
     inferences: int = 0
+    answered: int = 0
     states: dict[int, tuple[str, str]] = {}
     loading: asyncio.Task[None] | None = None
 
@@ -149,6 +150,7 @@ class FakeTriton:
             state = ("UNAVAILABLE", f"Internal: {model.load_error}")
         if fresh:
             model.dead = False
+            model.inferences = model.answered = 0
         if model.load_error is None:  # else what served before goes on serving
             gone = {v: ("UNAVAILABLE", "unloaded") for v in model.states if v not in versions}
             model.states |= gone
@@ -207,12 +209,21 @@ class FakeTriton:
         if missing := [output for output in outputs if output not in answer]:
             raise RequestRejected(f"unexpected inference output '{missing[0]}' for model '{name}'")
         model.inferences += len(inputs["text_input"])
+        model.answered += 1
         return {output: answer[output] for output in outputs}
 
     async def statistics(self, name: str, version: int) -> dict[str, Any]:
         self._check_up()
-        model = self._loaded(name, version)
-        return {"name": name, "version": str(version), "inference_count": str(model.inferences)}
+        return _statistics(name, version, self._loaded(name, version))
+
+    async def all_statistics(self) -> dict[tuple[str, int], dict[str, Any]]:
+        self._check_up()
+        return {
+            (name, version): _statistics(name, version, model)
+            for name, model in self.models.by_name.items()
+            for version, (state, _) in model.states.items()
+            if state == "READY"
+        }
 
     async def metadata(self) -> dict[str, Any]:
         self._check_up()
@@ -231,6 +242,15 @@ class FakeTriton:
     def _check_up(self) -> None:
         if not self.up:
             raise TritonUnavailable("failed to connect to all addresses")
+
+
+def _statistics(name: str, version: int, model: FakeModel) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": str(version),
+        "inference_count": str(model.inferences),
+        "inference_stats": {"success": {"count": str(model.answered)}},
+    }
 
 
 def _wanted_versions(model: FakeModel, config_json: str | None) -> set[int]:

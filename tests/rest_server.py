@@ -55,6 +55,7 @@ def model(status: str = "ready", **changes: Any) -> dict[str, Any]:
         "version_number": 3,
         "pinned": False,
         "keep_loaded": False,
+        "trust_remote_code": False,
         "a_field_of_tomorrow": True,
         **(ready if status == "ready" else {}),
         **changes,

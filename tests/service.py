@@ -29,6 +29,7 @@ class Service:
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.url = self.grpc_url = ""
+        self.program: tuple[str, ...] = ("-m", "controlplane")
 
     @property
     def data_dir(self) -> Path:
@@ -61,7 +62,7 @@ class Service:
         (self.data_dir / "server.json").unlink(missing_ok=True)
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "controlplane", "serve"],
+                [sys.executable, *self.program, "serve"],
                 cwd=self.home,
                 env=self.environment(),
                 stdout=log,

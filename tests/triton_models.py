@@ -111,3 +111,60 @@ class TritonModels:
 
 def _block(statements: str) -> str:
     return textwrap.indent(textwrap.dedent(statements).strip(), " " * 8).lstrip()
+
+
+_TRIVIAL_CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [ { name: "number" data_type: TYPE_INT64 dims: [1] } ]
+output [
+  { name: "number" data_type: TYPE_INT64 dims: [1] },
+  { name: "model_name" data_type: TYPE_STRING dims: [1] }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+dynamic_batching { }
+"""
+
+_TRIVIAL_MODEL = """
+import time
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.name = args["model_name"].encode()
+        # ones, not zeros: pages that nobody wrote to take no memory
+        self.weights = np.ones({memory_mb} * 2**20, np.uint8)
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        time.sleep({delay})
+        number = pb_utils.get_input_tensor_by_name(request, "number").as_numpy()
+        names = np.full(number.shape, self.name, dtype=np.object_)
+        return pb_utils.InferenceResponse([
+            pb_utils.Tensor("number", number),
+            pb_utils.Tensor("model_name", names),
+        ])
+"""
+
+
+def trivial_model(folder: Path, name: str, *, memory_mb: int = 0, delay: float = 0.0) -> Path:
+    """Write a ready Triton model folder `folder/name` (for `install --source`) and return it.
+
+    The model takes `number` INT64 [batch, 1] and answers `number`, the same, and `model_name`
+    BYTES [batch, 1], the name that Triton knows the model by.
+
+    Args:
+        memory_mb: what it takes in memory beside Python and numpy.
+        delay: seconds that each request takes.
+    """
+    home = folder / name
+    (home / "1").mkdir(parents=True)
+    (home / "config.pbtxt").write_text(_TRIVIAL_CONFIG, encoding="utf-8")
+    source = _TRIVIAL_MODEL.format(memory_mb=memory_mb, delay=delay)
+    (home / "1" / "model.py").write_text(source, encoding="utf-8")
+    return home

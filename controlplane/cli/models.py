@@ -11,6 +11,7 @@ import click
 
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
+from controlplane.cli.ready_models import described, summary
 from controlplane.client_types import (
     ModelInfo,
     ModelMoraApiError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from controlplane.client import ModelMoraClient
+    from controlplane.client_memory import MemoryRecord
     from controlplane.client_operations import OnProgress
     from controlplane.client_types import Progress
 
@@ -37,6 +39,11 @@ _MB = 1024 * 1024
     help="A directory on the server's machine, or a URL; else the HuggingFace hub.",
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Let the converter run the repository's own code; the server must allow it.",
+)
 @click.option("--use", is_flag=True, help="Make the version current when it is ready.")
 @client_command
 def install(
@@ -46,6 +53,7 @@ def install(
     task: str | None,
     source: str | None,
     timeout: float | None,
+    trust_remote_code: bool,
     use: bool,
 ) -> None:
     """Download a model, convert it and wait until it can be served.
@@ -62,7 +70,10 @@ def install(
     source_url = None if source is None else as_source_url(source)
     phases: set[str] = set()
     with shown(client, out, model_id, phases) as on_progress:
-        installed = client.install(model_id, version, task, source_url, on_progress, timeout)
+        installed = client.install(
+            *(model_id, version, task, source_url, on_progress, timeout),
+            trust_remote_code=trust_remote_code,
+        )
     if use and version is not None:
         client.use(model_id, version)
         installed = client.get(model_id)
@@ -136,8 +147,10 @@ def as_source_url(source: str) -> str:
 
 def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     artefact = model.artefact or {}
+    ready_made = artefact.get("ready_made")
     dimension, parity = artefact.get("dimension"), artefact.get("parity") or {}
     remarks = [
+        f"used as it is: {summary(ready_made)}" if ready_made else "",
         f"{dimension} dimensions" if dimension else "",
         megabytes(model.artefact_bytes / _MB) if model.artefact_bytes else "",
         f"cosine to PyTorch ≥ {parity['min_cosine']:.7f}" if "min_cosine" in parity else "",
@@ -149,6 +162,8 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
         yield f"{model.current_version} stays current; to switch: modelmora use " + (
             f"{model.model_id}@{model.version}"
         )
+    elif ready_made:
+        yield f"Call it with any Triton client as {model.triton_name}, or over /v2."
     else:
         yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
 
@@ -214,7 +229,35 @@ def info(client: ModelMoraClient, out: Output, model_id: str) -> None:
     Example:
       modelmora info sentence-transformers/all-MiniLM-L6-v2
     """
-    out.result(client.get(model_id), _description)
+    model = client.get(model_id)
+    out.result(model, _description)
+    if not out.as_json:
+        _show_memory(client, out, model_id)
+
+
+def _show_memory(client: ModelMoraClient, out: Output, model_id: str) -> None:
+    """What it took in memory when it was last there; nothing if it never was."""
+    try:
+        records = client.memory(model_id, page_size=5).data
+    except ModelMoraApiError:  # a server from before there was a record
+        return
+    if records:
+        out.result(records, _memory_table)
+
+
+def _memory_table(records: Iterable[MemoryRecord]) -> Iterable[Block]:
+    rows = [
+        (
+            moment(record.measured_at),
+            record.version,
+            megabytes(record.used_mb),
+            megabytes(record.peak_mb),
+            megabytes(record.gpu_vram_mb),
+            record.reason,
+        )
+        for record in records
+    ]
+    yield Table(("measured", "version", "memory", "peak", "on GPUs", "after"), rows)
 
 
 def _description(model: ModelInfo) -> Iterable[Block]:
@@ -237,7 +280,8 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("source", model.source_url or "HuggingFace hub"),
             ("revision", model.revision),
             ("checksum", model.checksum),
-            ("engine", model.engine and f"{model.backend} on {model.engine}"),
+            ("engine", _engine(model)),
+            *described(artefact.get("ready_made")),
             ("dimension", artefact.get("dimension")),
             ("max tokens", artefact.get("max_seq_length")),
             ("parity", parity and ", ".join(f"{key} {value}" for key, value in parity.items())),
@@ -257,6 +301,12 @@ def _idle(seconds: float | None) -> str:
     if seconds < 0:
         return "never leaves for being idle"
     return f"leaves after {seconds:g} s without use"
+
+
+def _engine(model: ModelInfo) -> str | None:
+    if model.engine is None or model.engine == model.backend:
+        return model.engine
+    return f"{model.backend} on {model.engine}"
 
 
 def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:

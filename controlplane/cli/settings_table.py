@@ -26,10 +26,23 @@ SETTINGS = (
     Setting("data_dir", "DIR", "Database, downloads, working files.", ".modelmora"),
     Setting("model_repository", "DIR", "Where converted models lie.", "model_repository"),
     Setting("max_memory_mb", "MB", "Memory for loaded models; 0 takes 85 % of the machine's.", "0"),
+    Setting(
+        "memory_reserve_mb",
+        "MB",
+        "Memory of the machine that stays free; 0 takes 5 %, at most 1024.",
+        "0",
+    ),
     Setting("max_models", "N", "How many models may be loaded at once.", "10"),
     Setting("load_timeout", "SECONDS", "Longest time for loading a model.", "300"),
     Setting("request_timeout", "SECONDS", "Default time limit of an inference.", "60"),
     Setting("install_timeout", "SECONDS", "Longest time for download and conversion.", "3600"),
+    Setting("drain_timeout", "SECONDS", "Longest wait for requests when it stops.", "30"),
+    Setting(
+        "triton_hang_timeout",
+        "SECONDS",
+        "Restart an embedded Triton without a sign of life for so long.",
+        "20",
+    ),
     Setting(
         "idle_ttl", "SECONDS", "Unload a model after so long without use. Default: never.", "3600"
     ),
@@ -50,6 +63,13 @@ SETTINGS = (
         "flag",
     ),
     Setting(
+        "allow_remote_code",
+        "",
+        "Let versions registered with trust_remote_code run their repository's code to convert.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_http",
         "",
         "Take sources over http://, which anybody on the way can change.",
@@ -65,6 +85,20 @@ SETTINGS = (
     ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
     Setting(
+        "ready_model_dirs",
+        "DIR",
+        "Ready-made Triton models below it may run, whoever owns them; may be repeated.",
+        "[/srv/models]",
+        "list",
+    ),
+    Setting(
+        "allow_remote_ready_models",
+        "",
+        "Run ready-made Triton models from archives and S3.",
+        "false",
+        "flag",
+    ),
+    Setting(
         "allow_unauthenticated_network",
         "",
         "Let --host be reachable from other machines although nobody has to log in.",
@@ -72,6 +106,13 @@ SETTINGS = (
         "flag",
     ),
     Setting("max_request_bytes", "BYTES", "Largest request body.", "268435456"),
+    Setting(
+        "allow_shared_memory",
+        "",
+        "Let inference clients share memory with Triton: only where all are trusted.",
+        "false",
+        "flag",
+    ),
     Setting(
         "triton_grpc_url", "HOST:PORT", "Use this Triton, not the embedded one.", "triton:8001"
     ),

@@ -50,6 +50,34 @@ class NotOffered(e.ModelMoraError):
     code = "NOT_IMPLEMENTED"
 
 
+class BodyTooSlow(e.ModelMoraError):
+    code = "REQUEST_TIMEOUT"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"Nothing of the request's body came for {seconds:g} seconds.")
+
+
+class ClientGone(e.ModelMoraError):
+    """The client closed its connection before the answer was there; nobody is told."""
+
+    code = "CANCELLED"
+
+    def __init__(self) -> None:
+        super().__init__("The client is gone.")
+
+
+class UnwritableAnswer(e.ModelMoraError):
+    """The model's answer cannot be written in the form that was asked for."""
+
+    code = "NOT_REPRESENTABLE"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The answer holds NaN or Infinity, for which JSON has no form. Ask for binary data: "
+            'the request parameter "binary_data_output": true.'
+        )
+
+
 HTTP_STATUS: dict[type[Exception], int] = {
     e.ModelMoraError: 500,
     e.ValidationFailed: 400,
@@ -61,6 +89,8 @@ HTTP_STATUS: dict[type[Exception], int] = {
     e.ArtifactNotAccessible: 400,
     e.UnsafeWeights: 400,
     e.SourceRefused: 400,
+    e.TritonModelInvalid: 400,
+    e.NoRestInference: 400,
     e.ModelNotFound: 404,
     e.VersionNotFound: 404,
     e.ModelNotLoaded: 404,
@@ -96,6 +126,9 @@ HTTP_STATUS: dict[type[Exception], int] = {
     MethodNotAllowed: 405,
     BodyTooLarge: 413,
     UnsupportedMedia: 415,
+    BodyTooSlow: 408,
+    ClientGone: 499,  # as nginx logs it; never sent
+    UnwritableAnswer: 422,
     NotOffered: 501,
 }
 
@@ -114,6 +147,8 @@ GRPC_CODE: dict[type[Exception], grpc.StatusCode] = {
     e.ArtifactNotAccessible: grpc.StatusCode.FAILED_PRECONDITION,
     e.UnsafeWeights: grpc.StatusCode.FAILED_PRECONDITION,
     e.SourceRefused: grpc.StatusCode.FAILED_PRECONDITION,
+    e.TritonModelInvalid: grpc.StatusCode.FAILED_PRECONDITION,
+    e.NoRestInference: grpc.StatusCode.FAILED_PRECONDITION,
     e.ModelNotFound: grpc.StatusCode.NOT_FOUND,
     e.VersionNotFound: grpc.StatusCode.NOT_FOUND,
     e.OperationNotFound: grpc.StatusCode.NOT_FOUND,
@@ -144,6 +179,9 @@ GRPC_CODE: dict[type[Exception], grpc.StatusCode] = {
     e.LoadTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     e.InferenceTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     BodyTooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BodyTooSlow: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClientGone: grpc.StatusCode.CANCELLED,
+    UnwritableAnswer: grpc.StatusCode.OUT_OF_RANGE,
     NotOffered: grpc.StatusCode.UNIMPLEMENTED,
 }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 from typing import TYPE_CHECKING
 
 import structlog
 
-from controlplane.gateway.asgi import header
+from controlplane.gateway.asgi import ClientWatch, header
 from controlplane.gateway.trace import TRACE_HEADER, begin_trace
 
 if TYPE_CHECKING:
@@ -16,11 +18,16 @@ if TYPE_CHECKING:
     from controlplane.gateway.v2_http import V2Http
 
 access = structlog.get_logger("modelmora.access")
+# The standard library's logger of that name has the level in force and tells it sooner.
+_levels = logging.getLogger("modelmora.access")
 
 # A Triton name where the REST routes want two segments; `--` cannot occur in a model id.
 _TRITON_NAME = re.compile(r"(/api/v1/(?:models|infer)/)((?:(?!--)[^/])+)--((?:(?!--)[^/])+)(/.*)?")
 # Asked for every few seconds by machines: the log would hold little else.
-_QUIET = ("/health", "/metrics", "/api/v1/metrics", "/v2/health")
+_QUIET = ("/health", "/metrics", "/api/v1/metrics", "/v2")
+# Requests that are pointless when nobody waits for them any more. They are the data plane as well:
+# at thousands of lines a second the log would cost more than the relay.
+_RUN_MODELS = ("/v2/", "/api/v1/infer/")
 CLIENT_GONE = 499  # as nginx logs it; never sent
 
 
@@ -40,9 +47,16 @@ class HttpGateway:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)
             return
+        await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         trace = begin_trace(header(scope, TRACE_HEADER), header(scope, "traceparent"))
         status = CLIENT_GONE
+
+        path = scope["path"]
+        runs_models = path.startswith(_RUN_MODELS)
+        watch = ClientWatch(receive) if runs_models else None
 
         async def traced_send(message: Message) -> None:
             nonlocal status
@@ -50,12 +64,20 @@ class HttpGateway:
                 status = message["status"]
                 headers = list(message.get("headers", ()))
                 message = {**message, "headers": [*headers, (b"x-trace-id", trace.encode())]}
+            elif watch is not None and not message.get("more_body", False):
+                watch.stop()
             await send(message)
 
-        path = scope["path"]
         try:
-            await self._app_for(path)(_spelled_out(scope), receive, traced_send)
+            source = receive if watch is None else watch.receive
+            await self._app_for(path)(_spelled_out(scope), source, traced_send)
+        except asyncio.CancelledError:
+            if watch is None or not watch.gone:
+                raise
+            status = CLIENT_GONE
         finally:
+            if watch is not None:
+                watch.stop()
             _log_access(scope["method"], path, status, began)
 
     def _app_for(self, path: str) -> App:
@@ -72,7 +94,9 @@ def _spelled_out(scope: Scope) -> Scope:
 
 
 def _log_access(method: str, path: str, status: int, began: float) -> None:
+    quiet = status < 400 and path.startswith((*_QUIET, *_RUN_MODELS))
+    if quiet and not _levels.isEnabledFor(logging.DEBUG):
+        return
     milliseconds = round((time.perf_counter() - began) * 1000, 3)
-    quiet = status < 400 and path.startswith(_QUIET)
     write = access.debug if quiet else access.info
     write("http", method=method, path=path, status=status, duration_ms=milliseconds)

@@ -9,49 +9,87 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import structlog
 
 from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput, ModelMoraError
 from controlplane.events import InferenceFinished
-from controlplane.gateway.errors import NotOffered
+from controlplane.gateway.errors import ClientGone, NotOffered
 from controlplane.gateway.trace import name_model
+from controlplane.inference.tasks import MAX_TIMEOUT_SECONDS
+from controlplane.lifecycle.scheduler import DEFAULT_PRIORITY
+from controlplane.lifecycle.state import ModelState
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
 
     from controlplane.gateway.services import Services
     from controlplane.registry.model import Servable
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # Of the extensions Triton reports, those that a client of ours can use.
 EXTENSIONS = frozenset(
     {
         "binary_tensor_data",
+        "generate",
         "model_configuration",
+        "model_repository",
+        "model_repository(unload_dependents)",
         "parameters",
         "schedule_policy",
         "sequence",
         "statistics",
     }
 )
+SYSTEM_SHARED_MEMORY = "system_shared_memory"
 # Triton turns the scores of an output into class labels on request, and dies (segmentation fault,
 # 2.51) when the output holds text. No task of ours needs it.
 CLASSIFICATION = "classification"
-CANCELLED = "CANCELLED"
 _MAX_RANK = 32
 _MAX_DIMENSION = 2**31 - 1
 _MAX_ELEMENTS = 2**40  # more than any request can hold, and far from 64 bits
 NOT_OFFERED = "is a part of Triton's protocol that ModelMora does not serve yet"
+SHARED_MEMORY_OFF = (
+    "shared memory is off: with it Triton reads and writes memory that clients name. The setting "
+    "allow_shared_memory turns it on where all clients are trusted."
+)
+LOWEST_PRIORITY = 4
+# How long a death that a request has met may take to be seen by those who watch, in seconds.
+NOTICE_SECONDS = 5.0
+_NOTICE_POLL = 0.02
+# Triton's texts where a request was not run: a dead process, or a model that has just left.
+_NOT_RUN = re.compile(
+    r"stub process .*is not healthy|is unhealthy and it will be restarted"
+    r"|request for unknown model|has no available versions|is not at ready state",
+    re.IGNORECASE,
+)
 
 
-class ClientGone(ModelMoraError):
-    """The client closed its connection before the answer was there."""
+class AnswerLost(Exception):
+    """A request ended without any of its answer because a process died: it may be sent again.
 
-    code = CANCELLED
+    Attributes:
+        error: what the caller is told when it is not.
+    """
 
-    def __init__(self) -> None:
-        super().__init__("The client is gone.")
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Terms(NamedTuple):
+    """What a request says of its turn: `deadline` on the event loop's clock, `timeout` seconds."""
+
+    deadline: float
+    timeout: float
+    priority: int
 
 
 @dataclass
@@ -71,6 +109,12 @@ def resolve(services: Services, name: str, version: str | None) -> Servable:
     servable = services.store.servable(name, version or None)
     name_model(servable.model_id)
     return servable
+
+
+def extensions(services: Services) -> frozenset[str]:
+    """The extensions of Triton's protocol that are served."""
+    shared = {SYSTEM_SHARED_MEMORY} if services.settings.allow_shared_memory else set()
+    return EXTENSIONS | shared
 
 
 def check_shape(shape: Sequence[int]) -> None:
@@ -127,6 +171,89 @@ def seconds_left(servable: Servable, deadline: float, timeout: float) -> float:
     return left
 
 
+def terms(default_timeout: float, *, priority: int = 0, timeout_us: int = 0) -> Terms:
+    """Triton's request parameters `priority` and `timeout` as terms of a lease.
+
+    Args:
+        default_timeout: seconds for a request that sets none.
+        priority: 0 is the default, 1 the highest (Triton's `schedule_policy` extension); ours end
+            at 4.
+        timeout_us: microseconds, 0 for none; at most 600 seconds count.
+    """
+    timeout = min(timeout_us / 1e6, MAX_TIMEOUT_SECONDS) if timeout_us else default_timeout
+    level = min(priority, LOWEST_PRIORITY) if priority else DEFAULT_PRIORITY
+    return Terms(asyncio.get_running_loop().time() + timeout, timeout, level)
+
+
+def was_not_run(text: str) -> bool:
+    """True when Triton's error text says that the model's process was dead or gone."""
+    return _NOT_RUN.search(text) is not None
+
+
+async def served(
+    services: Services,
+    servable: Servable,
+    send: Callable[[Servable], Awaitable[T]],
+    terms: Terms,
+    *,
+    twice: bool = True,
+) -> T:
+    """Lease the model and send the request; once more when its process died before answering.
+
+    The second lease waits until the model is healthy again, within the same deadline.
+
+    Args:
+        send: sends the request to the servable that was leased; raises AnswerLost.
+        twice: False where the request must not run again (a sequence has lost its state).
+
+    Raises:
+        the `error` of AnswerLost, what `send` raises, and what `Scheduler.lease` raises.
+    """
+    scheduler, deadline, priority = services.scheduler, terms.deadline, terms.priority
+    async with scheduler.lease(servable, deadline=deadline, priority=priority) as leased:
+        began = time.time()
+        try:
+            return await send(leased)
+        except AnswerLost as lost:
+            services.suspect(leased)
+            if not twice:
+                raise lost.error from None
+            log.warning("request is sent once more", model_id=leased.model_id, reason=str(lost))
+    await until_noticed(services, leased, began, deadline)
+    async with scheduler.lease(servable, deadline=deadline, priority=priority) as leased:
+        try:
+            return await send(leased)
+        except AnswerLost as lost:
+            services.suspect(leased)
+            raise lost.error from None
+
+
+async def until_noticed(
+    services: Services, servable: Servable, began: float, deadline: float
+) -> None:
+    """Wait until those who watch have seen a death, so that a new lease waits for healing.
+
+    Args:
+        began: `time.time()` when the lease on the dead process was taken.
+        deadline: on the event loop's clock; after NOTICE_SECONDS nobody is waited for any more.
+    """
+    loop = asyncio.get_running_loop()
+    end = min(deadline, loop.time() + NOTICE_SECONDS)
+    while loop.time() < end:
+        if _is_noticed(services, servable, began):
+            return
+        await asyncio.sleep(_NOTICE_POLL)
+
+
+def _is_noticed(services: Services, servable: Servable, began: float) -> bool:
+    if not server_is_ready(services):
+        return True
+    view = services.scheduler.view(servable.model_id)
+    if view is None or view.state is not ModelState.LOADED or view.loaded_at is None:
+        return True
+    return view.loaded_at.timestamp() > began or view.triton_version != servable.triton_version
+
+
 def note_refusal(
     services: Services, servable: Servable, outcome: Outcome, *, clients_fault: bool
 ) -> None:
@@ -150,7 +277,7 @@ def counted(services: Services, servable: Servable, protocol: str) -> Iterator[O
         outcome.error_code = error.code
         raise
     except asyncio.CancelledError:
-        outcome.error_code = CANCELLED
+        outcome.error_code = ClientGone.code
         raise
     except Exception:
         outcome.error_code = outcome.error_code or ModelMoraError.code

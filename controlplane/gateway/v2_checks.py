@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 
 from controlplane.errors import InvalidInput
-from controlplane.gateway.errors import BodyTooLarge, NotOffered, UnsupportedMedia
-from controlplane.gateway.v2 import NOT_OFFERED, check_shape, refuse_classification
+from controlplane.gateway.errors import (
+    BodyTooLarge,
+    NotOffered,
+    UnsupportedMedia,
+    UnwritableAnswer,
+)
+from controlplane.gateway.v2 import SHARED_MEMORY_OFF, check_shape, refuse_classification
+
+T = TypeVar("T")
 
 _SIZES = {
     "BOOL": 1,
@@ -89,6 +96,7 @@ class _InferRequest(msgspec.Struct, omit_defaults=True):
 
 
 _decoder = msgspec.json.Decoder(_InferRequest)
+_generate_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -96,17 +104,28 @@ class Checked(NamedTuple):
     """A body that may be forwarded, uncompressed.
 
     Attributes:
+        body: all of it, or its JSON part where only that was given.
         header_length: bytes of JSON before the binary tensors, None when all is JSON.
         batch_size: first dimension of the first input, None when unknown.
+        priority, timeout_us: Triton's request parameters, 0 where they are not set.
+        in_sequence: it is one of a sequence, whose state the model keeps.
     """
 
     body: bytes
-    header_length: int | None
-    batch_size: int | None
+    header_length: int | None = None
+    batch_size: int | None = None
+    priority: int = 0
+    timeout_us: int = 0
+    in_sequence: bool = False
 
 
 def check_infer_body(
-    body: bytes, *, header_length: str | None, encoding: str | None, limit: int
+    body: bytes,
+    *,
+    header_length: str | None,
+    encoding: str | None,
+    limit: int,
+    shared_memory: bool = False,
 ) -> Checked:
     """Check an infer request.
 
@@ -114,6 +133,7 @@ def check_infer_body(
         header_length: value of Inference-Header-Content-Length.
         encoding: value of Content-Encoding.
         limit: the most bytes that the body may have once decompressed.
+        shared_memory: tensors may lie in shared memory.
 
     Raises:
         InvalidInput: naming what is wrong.
@@ -123,22 +143,95 @@ def check_infer_body(
     """
     plain = decompress(body, encoding, limit)
     if header_length is None:
-        json_part, binary = plain, None
-    else:
-        length = _header_length(header_length, len(plain))
-        if length == 0:  # "raw binary request": no JSON at all, the shape is the model's own
-            return Checked(plain, 0, None)
-        json_part, binary = plain[:length], memoryview(plain)[length:]
-    request = _parse(json_part)
-    _check_inputs(request.inputs, None if binary is None else len(binary))
+        return check_infer_json(plain, None, shared_memory=shared_memory)
+    length = json_length(header_length, len(plain))
+    if length == 0:  # "raw binary request": no JSON at all, the shape is the model's own
+        return Checked(plain, 0)
+    binary = memoryview(plain)[length:]
+    checked = check_infer_json(plain[:length], len(binary), shared_memory=shared_memory)
+    return checked._replace(body=b"".join((checked.body, binary)))
+
+
+def check_infer_json(
+    json_part: bytes, binary_bytes: int | None, *, shared_memory: bool = False
+) -> Checked:
+    """Check the JSON part of an infer request, `binary_bytes` of tensors behind it (None: no such).
+
+    Raises:
+        InvalidInput, NotOffered: as `check_infer_body`.
+    """
+    request = _decoded(_decoder, json_part, "infer")
+    _check_inputs(request.inputs, binary_bytes, shared_memory=shared_memory)
     _check_parameters("the request", request.parameters, _REQUEST_PARAMETERS)
     for output in request.outputs:
-        _check_output(output)
-    batch_size = request.inputs[0].shape[0] if request.inputs[0].shape else None
+        _check_output(output, shared_memory=shared_memory)
     encoded = _encoder.encode(request)
-    if binary is None:
-        return Checked(encoded, None, batch_size)
-    return Checked(b"".join((encoded, binary)), len(encoded), batch_size)
+    parameters: dict[str, Any] = request.parameters
+    return Checked(
+        encoded,
+        None if binary_bytes is None else len(encoded),
+        request.inputs[0].shape[0] if request.inputs[0].shape else None,
+        priority=parameters.get("priority", 0),
+        timeout_us=parameters.get("timeout", 0),
+        in_sequence=bool(parameters.get("sequence_id")),
+    )
+
+
+def check_generate_body(body: bytes, *, encoding: str | None, limit: int) -> Checked:
+    """Check a request of Triton's generate extension: inputs and parameters by name.
+
+    Which of them are inputs is for Triton to know, and so are their types.
+
+    Raises:
+        InvalidInput, UnsupportedMedia, BodyTooLarge: as `check_infer_body`.
+    """
+    request = _decoded(_generate_decoder, decompress(body, encoding, limit), "generate")
+    own = request.get("parameters")
+    terms = {**request, **(own if isinstance(own, dict) else {})}
+    known = {name: terms[name] for name in _REQUEST_PARAMETERS if name in terms}
+    _check_parameters("the request", known, _REQUEST_PARAMETERS)
+    for name, value in request.items():
+        _check_generate_field(name, value)
+    return Checked(
+        _encoder.encode(request),
+        priority=known.get("priority", 0),
+        timeout_us=known.get("timeout", 0),
+        in_sequence=bool(known.get("sequence_id")),
+    )
+
+
+def _check_generate_field(name: str, value: Any) -> None:
+    if name == "parameters" and isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(item, str | int | float | bool):
+                raise InvalidInput(
+                    f"Parameter {key!r} must be text, a number or a bool.",
+                    field=f"parameters.{key}",
+                )
+    elif isinstance(value, list):
+        if not value or not all(isinstance(item, str | int | float | bool) for item in value):
+            raise InvalidInput(
+                f"Field {name!r} must be a list of text, numbers or bools, and not empty.",
+                field=name,
+            )
+    elif value is None or isinstance(value, dict):
+        raise InvalidInput(
+            f"Field {name!r} must be text, a number, a bool or a list of them.", field=name
+        )
+
+
+def check_answer(json_part: bytes) -> None:
+    """Check that the JSON of an answer is JSON: Triton writes NaN and Infinity as such.
+
+    Raises:
+        UnwritableAnswer: it holds one of them.
+    """
+    if b"NaN" not in json_part and b"Inf" not in json_part:
+        return
+    try:
+        msgspec.json.decode(json_part)
+    except msgspec.DecodeError:
+        raise UnwritableAnswer from None
 
 
 def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
@@ -164,7 +257,12 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     return plain
 
 
-def _header_length(text: str, available: int) -> int:
+def json_length(text: str, available: int) -> int:
+    """Value of Inference-Header-Content-Length, for a body of `available` bytes.
+
+    Raises:
+        InvalidInput: it is not a number of so many bytes.
+    """
     if not (text.isascii() and text.isdigit()) or int(text[:20]) > available:
         raise InvalidInput(
             f"Inference-Header-Content-Length must be a number of bytes up to {available}, "
@@ -173,13 +271,13 @@ def _header_length(text: str, available: int) -> int:
     return int(text)
 
 
-def _parse(json_part: bytes) -> _InferRequest:
+def _decoded(decoder: msgspec.json.Decoder[T], json_part: bytes, call: str) -> T:
     try:
-        return _decoder.decode(json_part)
+        return decoder.decode(json_part)
     except RecursionError:
         raise InvalidInput("The JSON is nested too deeply.") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"The infer request is not valid: {error}") from None
+        raise InvalidInput(f"The {call} request is not valid: {error}") from None
 
 
 def _check_parameters(owner: str, given: _Parameters, known: dict[str, Any]) -> None:
@@ -190,39 +288,65 @@ def _check_parameters(owner: str, given: _Parameters, known: dict[str, Any]) -> 
             raise InvalidInput(f"Parameter {name!r} of {owner}: {error}.") from None
 
 
-def _check_output(output: _Output) -> None:
+def _check_output(output: _Output, *, shared_memory: bool) -> None:
+    owner = f"Output {output.name!r}"
     _check_parameters(f"output {output.name!r}", output.parameters, _OUTPUT_PARAMETERS)
     refuse_classification(output.parameters)
-    if any(name.startswith("shared_memory") for name in output.parameters):
-        raise NotOffered(f"Output {output.name!r}: shared memory {NOT_OFFERED}.")
+    if _wants_shared_memory(owner, output.parameters, offered=shared_memory):
+        _check_region(owner, output.parameters)
 
 
-def _check_inputs(inputs: list[_Input], binary_bytes: int | None) -> None:
+def _check_inputs(inputs: list[_Input], binary_bytes: int | None, *, shared_memory: bool) -> None:
     if len({tensor.name for tensor in inputs}) < len(inputs):
         raise InvalidInput("Two inputs have the same name.")
-    claimed = sum(_check_input(tensor, binary=binary_bytes is not None) for tensor in inputs)
+    binary = binary_bytes is not None
+    claimed = sum(_check_input(t, binary=binary, shared_memory=shared_memory) for t in inputs)
     if binary_bytes is not None and claimed != binary_bytes:
         raise InvalidInput(
             f"The inputs claim {claimed} bytes of binary data, the request carries {binary_bytes}."
         )
 
 
-def _check_input(tensor: _Input, *, binary: bool) -> int:
+def _check_input(tensor: _Input, *, binary: bool, shared_memory: bool) -> int:
     """Check one input; returns the bytes of binary data it claims."""
     if tensor.datatype not in _SIZES and tensor.datatype != "BYTES":
         raise _wrong(tensor, f"has the unknown datatype {tensor.datatype!r}")
-    if any(name.startswith("shared_memory") for name in tensor.parameters):
-        raise NotOffered(f"Input {tensor.name!r}: shared memory {NOT_OFFERED}.")
     check_shape(tensor.shape)
     expected = math.prod(tensor.shape)
     has_data = bool(memoryview(tensor.data))
-    size = tensor.parameters.get("binary_data_size")
+    owner, size = f"Input {tensor.name!r}", tensor.parameters.get("binary_data_size")
+    if _wants_shared_memory(owner, tensor.parameters, offered=shared_memory):
+        if has_data or size is not None:
+            raise _wrong(tensor, "is in shared memory and has data as well")
+        _check_binary_size(tensor, expected, _check_region(owner, tensor.parameters))
+        return 0
     if size is None:
         _check_json_data(tensor, expected, has_data=has_data)
         return 0
     if not binary or has_data:
         raise _wrong(tensor, "names a binary_data_size but comes as JSON")
     return _check_binary_size(tensor, expected, size)
+
+
+def _wants_shared_memory(owner: str, parameters: _Parameters, *, offered: bool) -> bool:
+    wants = any(name.startswith("shared_memory") for name in parameters)
+    if wants and not offered:
+        raise NotOffered(f"{owner}: {SHARED_MEMORY_OFF}")
+    return wants
+
+
+def _check_region(owner: str, parameters: _Parameters) -> Any:
+    """Check where in shared memory a tensor is; returns its size in bytes."""
+    kinds: dict[str, Any] = {
+        "shared_memory_region": str,
+        "shared_memory_byte_size": _Unsigned,
+        "shared_memory_offset": _Unsigned,
+    }
+    _check_parameters(owner[0].lower() + owner[1:], parameters, kinds)
+    for name in ("shared_memory_region", "shared_memory_byte_size"):
+        if name not in parameters:
+            raise InvalidInput(f"{owner} has no parameter {name!r}.", field=name)
+    return parameters["shared_memory_byte_size"]
 
 
 def _check_json_data(tensor: _Input, expected: int, *, has_data: bool) -> None:

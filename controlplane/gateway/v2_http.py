@@ -7,97 +7,62 @@ an unmodified client asks for its metadata first; `ready` therefore means "would
 
 from __future__ import annotations
 
-import asyncio
-import io
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-import aiohttp
 import msgspec
 import structlog
 
-from controlplane.errors import (
-    InferenceTimeout,
-    ModelMoraError,
-    ServiceUnavailable,
-)
-from controlplane.gateway import v2
-from controlplane.gateway.asgi import Reply, body_of, header
+from controlplane.errors import InvalidInput, ModelMoraError
+from controlplane.gateway import v2, v2_repository
+from controlplane.gateway.asgi import Reply, body_of
 from controlplane.gateway.errors import (
     GENERIC_MESSAGE,
     V2_HTTP_STATUS,
+    ClientGone,
     MethodNotAllowed,
     NotOffered,
     UnknownRoute,
     lookup,
     retry_after,
 )
-from controlplane.gateway.v2_checks import Checked, check_infer_body
+from controlplane.gateway.v2_paths import (
+    READS,
+    Target,
+    is_shared_memory_call,
+    parse_control,
+    parse_target,
+    upstream_path,
+)
+from controlplane.gateway.v2_relay import Relay, request_head, whole_reply
+from controlplane.gateway.v2_runs import Run, Runs, Sent
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from controlplane.gateway.asgi import Receive, Scope, Send
     from controlplane.gateway.services import Services
     from controlplane.registry.model import Servable
 
 log = structlog.get_logger(__name__)
 
-PROTOCOL = "v2_http"
-_LARGE = 2**19
-_HEADER_LENGTH = "inference-header-content-length"
-# RFC 9110 §7.6.1, and what the relay writes itself. A client must not be able to bring the
-# header that opens the private server's control calls.
-_NOT_FORWARDED = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding"),
-        *("upgrade", "proxy-authenticate", "proxy-authorization", "expect", "date", "server"),
-        *("host", "content-length", "content-encoding", _HEADER_LENGTH),
-    }
-)
-_NOT_RETURNED = _NOT_FORWARDED - {"content-encoding", _HEADER_LENGTH}
-_READS = frozenset({"", "ready", "config", "stats"})
-_LATER_ACTIONS = frozenset({"generate", "generate_stream", "trace"})
-_LATER_ROUTES = frozenset(
-    {"repository", "systemsharedmemory", "cudasharedmemory", "trace", "logging"}
-)
-_BARE_CALLS = (["infer"], ["generate"], ["generate_stream"])
-_ACTIONS = _READS | _LATER_ACTIONS | {"infer"}
+_REFUSED = {
+    "cudasharedmemory": "CUDA shared memory is not offered: a client that names device memory "
+    "would have Triton read and write it.",
+    "trace": "The trace settings are the operator's: they make Triton write files on the server.",
+    "logging": "The log settings are the operator's: they make Triton write files on the server.",
+}
 
 
-class Target(NamedTuple):
-    """What a path below /v2/models/ speaks of; `action` is empty for metadata."""
+class Call(NamedTuple):
+    """One request in ASGI's terms; `path` is still percent-encoded, without /v2/ and query."""
 
-    name: str
-    version: str | None
-    action: str
+    scope: Scope
+    receive: Receive
+    send: Send
+    path: str
 
-
-def parse_target(path: str) -> Target:
-    """Read a still percent-encoded path below /v2/models/.
-
-    A model id may come as one segment (encoded, or as Triton name) or as two; a version string
-    with slashes as one segment or several.
-
-    Raises:
-        UnknownRoute: it names no model, or something below a model that Triton does not have.
-    """
-    parts = [unquote(part) for part in path.strip("/").split("/")]
-    # Twice: a client that encodes an id which its user had encoded already means the same model.
-    name, rest = unquote(parts[0]), parts[1:]
-    # A bare name followed by nothing but "infer" reads better as a name without organization.
-    is_bare = "/" not in name and "--" not in name
-    if is_bare and rest and rest[0] != "versions" and rest not in _BARE_CALLS:
-        name, rest = f"{name}/{rest[0]}", rest[1:]
-    version = None
-    if rest[:1] == ["versions"]:
-        ends_in_action = len(rest) > 2 and rest[-1] in _ACTIONS
-        version = "/".join(rest[1:-1] if ends_in_action else rest[1:])
-        rest = rest[-1:] if ends_in_action else []
-    action = rest[0] if rest else ""
-    if not name or version == "" or action not in _ACTIONS or len(rest) > 1 + (action == "trace"):
-        raise UnknownRoute(f"There is no /v2/models/{unquote(path)}.")
-    return Target(name, version, action)
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
 
 
 class V2Http:
@@ -105,57 +70,65 @@ class V2Http:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._session: aiohttp.ClientSession | None = None
+        self._relay = Relay(services)
+        self._runs = Runs(services, self._relay)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure comes out as Triton's `{"error": "…"}`."""
+        # raw_path tells an encoded slash from a plain one; not every ASGI server gives it.
+        raw = scope.get("raw_path") or quote(scope["path"]).encode()
+        path = raw.decode("latin-1").partition("?")[0].removeprefix("/v2").strip("/")
         try:
-            reply = await self._answer(scope, receive)
-        except v2.ClientGone:
+            reply = await self._answer(Call(scope, receive, send, path))
+        except ClientGone:
             log.info("client gone", path=scope["path"])
             return
         except Exception as error:  # noqa: BLE001 the edge: whatever it is, it becomes an answer
             reply = error_reply(error)
-        await reply.send(send)
+        if reply is not None:
+            await reply.send(send)
 
     async def close(self) -> None:
         """Close the connections to the private server."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._relay.close()
 
-    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
-        # raw_path tells an encoded slash from a plain one; not every ASGI server gives it.
-        raw = scope.get("raw_path") or quote(scope["path"]).encode()
-        path = raw.decode("latin-1").partition("?")[0].removeprefix("/v2").strip("/")
-        method, first = scope["method"], path.partition("/")[0]
-        if first in _LATER_ROUTES:
-            raise NotOffered(f"/v2/{path} {v2.NOT_OFFERED}.")
-        if first == "models" and path != "models":
-            return await self._model_route(method, path.removeprefix("models/"), scope, receive)
-        if path not in ("", "health/live", "health/ready"):
-            raise UnknownRoute(f"There is no /v2/{path}.")
-        _require(method, "GET")
-        if path == "":
+    async def _answer(self, call: Call) -> Reply | None:
+        first, _, rest = call.path.partition("/")
+        if first in _REFUSED:
+            raise NotOffered(_REFUSED[first])
+        if first == "models" and rest:
+            return await self._model_route(call, rest)
+        if first == "repository":
+            return await self._control(call, rest)
+        if first == "systemsharedmemory":
+            return await self._shared_memory(call, rest)
+        if call.path not in ("", "health/live", "health/ready"):
+            raise UnknownRoute(f"There is no /v2/{call.path}.")
+        _require(call, "GET")
+        if call.path == "":
             return await self._server_metadata()
-        ready = path == "health/live" or v2.server_is_ready(self._services)
+        ready = call.path == "health/live" or v2.server_is_ready(self._services)
         return Reply(200) if ready else _not_ready("Triton is not ready.")
 
-    async def _model_route(self, method: str, path: str, scope: Scope, receive: Receive) -> Reply:
+    # -- models ------------------------------------------------------------------------------
+
+    async def _model_route(self, call: Call, path: str) -> Reply | None:
         if path == "stats":
-            _require(method, "GET")
-            return await self._relay("GET", "/v2/models/stats", timeout=self._timeout)
+            _require(call, "GET")
+            return await self._read("/v2/models/stats", "Triton", self._terms())
         target = parse_target(path)
-        if target.action in _LATER_ACTIONS:
-            raise NotOffered(f"{target.action!r} {v2.NOT_OFFERED}.")
-        _require(method, "POST" if target.action == "infer" else "GET")
+        if target.action == "trace":
+            raise NotOffered(_REFUSED["trace"])
+        if target.action not in READS:
+            _require(call, "POST")
+            run = Run(target, call.scope, call.receive, call.send)
+            done = await self._runs.run(run)
+            return None if isinstance(done, Sent) else done
+        _require(call, "GET")
         if target.action == "ready":
             return self._model_ready(target)
         servable = v2.resolve(self._services, target.name, target.version)
-        if target.action == "infer":
-            body = await body_of(scope, receive, self._services.settings.max_request_bytes)
-            return await _unless_gone(self._infer(target, scope, body), receive)
-        return await _unless_gone(self._read(servable, target.action), receive)
+        return await self._read_model(servable, target.action)
 
     def _model_ready(self, target: Target) -> Reply:
         if not v2.server_is_ready(self._services):
@@ -163,106 +136,82 @@ class V2Http:
         v2.resolve(self._services, target.name, target.version)
         return Reply(200)
 
-    async def _read(self, servable: Servable, action: str) -> Reply:
+    async def _read_model(self, servable: Servable, action: str) -> Reply:
         """Metadata, configuration or statistics of one model, as Triton tells them."""
+        terms = self._terms()
         if action == "stats":  # to look at numbers must not keep a model in memory
-            path = _model_path(servable) + "/stats"
-            return await self._relay("GET", path, timeout=self._timeout, servable=servable)
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        async with self._services.scheduler.lease(servable, deadline=deadline) as leased:
-            left = v2.seconds_left(leased, deadline, self._timeout)
-            path = _model_path(leased) + (f"/{action}" if action else "")
-            return await self._relay("GET", path, timeout=left, servable=leased)
+            return await self._read(upstream_path(servable) + "/stats", servable.model_id, terms)
 
-    async def _infer(self, target: Target, scope: Scope, body: bytes) -> Reply:
-        services, timeout = self._services, self._timeout
-        # Again: the current version may have changed while the body came.
-        servable = v2.resolve(services, target.name, target.version)
-        with v2.counted(services, servable, PROTOCOL) as outcome:
-            checked = check_infer_body(
-                body,
-                header_length=header(scope, _HEADER_LENGTH),
-                encoding=header(scope, "content-encoding"),
-                limit=services.settings.max_request_bytes,
-            )
-            outcome.batch_size = checked.batch_size
-            deadline = asyncio.get_running_loop().time() + timeout
-            async with services.scheduler.lease(servable, deadline=deadline) as leased:
-                reply = await self._relay(
-                    "POST",
-                    _model_path(leased) + "/infer",
-                    headers=self._forwarded(scope, checked),
-                    body=checked.body,
-                    timeout=v2.seconds_left(leased, deadline, timeout),
-                    servable=leased,
-                )
-            if reply.status >= 400:
-                v2.note_refusal(services, servable, outcome, clients_fault=reply.status < 500)
-        return reply
+        async def send(leased: Servable) -> Reply:
+            path = upstream_path(leased) + (f"/{action}" if action else "")
+            head = request_head("GET", path, [], None)
+            return await whole_reply(await self._relay.ask(head, name=leased.model_id, terms=terms))
 
-    def _forwarded(self, scope: Scope, checked: Checked) -> dict[str, str]:
-        secret = {name.lower() for name in self._services.server.endpoints.http_headers}
-        headers = {
-            key: value.decode("latin-1")
-            for raw, value in scope["headers"]
-            if (key := raw.decode("latin-1").lower()) not in _NOT_FORWARDED and key not in secret
-        }
-        if checked.header_length is not None:
-            headers[_HEADER_LENGTH] = str(checked.header_length)
-        return headers
+        return await v2.served(self._services, servable, send, terms)
+
+    async def _read(self, path: str, name: str, terms: v2.Terms) -> Reply:
+        """What Triton answers to a request that needs no model."""
+        return await self._forward(request_head("GET", path, [], None), b"", name, terms)
+
+    async def _forward(self, head: bytes, body: bytes, name: str, terms: v2.Terms) -> Reply:
+        try:
+            return await whole_reply(await self._relay.ask(head, body, name=name, terms=terms))
+        except v2.AnswerLost as lost:
+            raise lost.error from None
 
     async def _server_metadata(self) -> Reply:
-        reply = await self._relay("GET", "/v2", timeout=self._timeout)
+        reply = await self._read("/v2", "Triton", self._terms())
         if reply.status != 200:
             return reply
         metadata = msgspec.json.decode(reply.body, type=dict[str, Any])
-        offered = [name for name in metadata.get("extensions", ()) if name in v2.EXTENSIONS]
+        ours = v2.extensions(self._services)
+        offered = [name for name in metadata.get("extensions", ()) if name in ours]
         return Reply.json(200, metadata | {"extensions": offered})
 
-    @property
-    def _timeout(self) -> float:
-        return self._services.settings.request_timeout
+    # -- what the operator of a Triton does with it ------------------------------------------
 
-    async def _relay(
-        self,
-        method: str,
-        path: str,
-        *,
-        timeout: float,
-        headers: dict[str, str] | None = None,
-        body: bytes | None = None,
-        servable: Servable | None = None,
-    ) -> Reply:
-        """Send one request to the private server and take its whole answer as it is.
+    async def _control(self, call: Call, path: str) -> Reply:
+        """The model repository extension."""
+        control = parse_control(path)
+        _require(call, "POST")
+        document = await self._document(call)
+        if control.action == "index":
+            ready = document.get("ready", False)
+            if not isinstance(ready, bool):
+                raise InvalidInput("'ready' must be true or false.", field="ready")
+            return Reply.json(200, v2_repository.index(self._services, ready=ready))
+        parameters = document.get("parameters", {})
+        if not isinstance(parameters, dict):
+            raise InvalidInput("'parameters' must be an object.", field="parameters")
+        change = v2_repository.load if control.action == "load" else v2_repository.unload
+        await change(self._services, control.name, parameters)
+        return Reply(200)
 
-        Raises:
-            InferenceTimeout: no answer within `timeout` seconds.
-            ServiceUnavailable: the server cannot be reached, or went away meanwhile.
-        """
-        if self._session is None:
-            self._session = _new_session()
-        url = self._services.server.endpoints.http_url + path
+    async def _shared_memory(self, call: Call, path: str) -> Reply:
+        """The system shared memory extension, with the secret that opens it at Triton."""
+        if not self._services.settings.allow_shared_memory:
+            raise NotOffered(v2.SHARED_MEMORY_OFF[0].upper() + v2.SHARED_MEMORY_OFF[1:])
+        if not is_shared_memory_call(call.method, path):
+            raise UnknownRoute(f"There is no {call.method} /v2/systemsharedmemory/{path}.")
+        body = b""
+        if path.endswith("/register"):
+            body = _region(await self._document(call))
+        head = request_head(
+            call.method, f"/v2/systemsharedmemory/{path}", self._relay.secret(), len(body)
+        )
+        return await self._forward(head, body, "Triton", self._terms())
+
+    async def _document(self, call: Call) -> dict[str, Any]:
+        """The request's JSON object; none is an empty one."""
+        limit = self._services.settings.max_request_bytes
+        body = await body_of(call.scope, call.receive, limit)
         try:
-            async with self._session.request(
-                method,
-                url,
-                headers=headers,
-                data=_in_pieces(body),
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout),
-            ) as answer:
-                content = await answer.read()
-        except asyncio.TimeoutError as error:
-            name = servable.model_id if servable else "Triton"
-            raise InferenceTimeout(name, round(timeout, 3)) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise ServiceUnavailable(f"Triton does not answer: {error}") from error
-        returned = [
-            (name.lower(), value)
-            for name, value in answer.raw_headers
-            if name.lower().decode("latin-1") not in _NOT_RETURNED
-        ]
-        return Reply(answer.status, content, returned)
+            return msgspec.json.decode(body, type=dict[str, Any]) if body.strip() else {}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise InvalidInput(f"The body is not a JSON object: {error}.") from None
+
+    def _terms(self) -> v2.Terms:
+        return v2.terms(self._services.settings.request_timeout)
 
 
 def error_reply(error: Exception) -> Reply:
@@ -276,59 +225,29 @@ def error_reply(error: Exception) -> Reply:
     return reply
 
 
+class _Region(msgspec.Struct):
+    key: str
+    byte_size: int
+    offset: int = 0
+
+
+def _region(document: dict[str, Any]) -> bytes:
+    """The body of a registration, checked."""
+    try:
+        region = msgspec.convert(document, _Region)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"The shared memory region is not valid: {error}") from None
+    if region.byte_size <= 0 or region.offset < 0:
+        raise InvalidInput("byte_size must be above 0 and offset not below 0.", field="byte_size")
+    return msgspec.json.encode(region)
+
+
 def _not_ready(message: str) -> Reply:
     reply = Reply.json(503, {"error": message})
     reply.headers.append((b"retry-after", b"2"))
     return reply
 
 
-def _require(method: str, allowed: str) -> None:
-    if method != allowed and not (method == "HEAD" and allowed == "GET"):
-        raise MethodNotAllowed(f"{method} is not allowed here; use {allowed}.")
-
-
-def _model_path(servable: Servable) -> str:
-    return f"/v2/models/{quote(servable.triton_name)}/versions/{servable.triton_version}"
-
-
-def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
-    """A large body as a file: aiohttp writes bytes at one go, blocking the event loop."""
-    return io.BytesIO(body) if body and len(body) > _LARGE else body
-
-
-def _new_session() -> aiohttp.ClientSession:
-    """A pool of connections that passes bytes on as they are.
-
-    No limit: how many requests run at once is the lease's and Triton's business.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-        auto_decompress=False,
-        skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-        cookie_jar=aiohttp.DummyCookieJar(),
-    )
-
-
-async def _unless_gone(work: Coroutine[Any, Any, Reply], receive: Receive) -> Reply:
-    """Run `work`; cancel it, and with it the call upstream, when the client disconnects.
-
-    Raises:
-        ClientGone: the client did.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise v2.ClientGone
-        return task.result()
-    finally:
-        gone.cancel()
-        task.cancel()
-        # The lease is released before this returns, also when we ourselves are being cancelled.
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _require(call: Call, allowed: str) -> None:
+    if call.method != allowed and not (call.method == "HEAD" and allowed == "GET"):
+        raise MethodNotAllowed(f"{call.method} is not allowed here; use {allowed}.")

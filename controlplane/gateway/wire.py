@@ -7,6 +7,7 @@ Protocol: protobuf's encoding specification, https://protobuf.dev/programming-gu
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ Buffer = bytes | memoryview
 MODEL_NAME = 1
 MODEL_VERSION = 2
 
-_VARINT, _FIXED64, _LENGTH, _START_GROUP, _END_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
+VARINT, _FIXED64, LENGTH, _START_GROUP, _END_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
 _MAX_TAG = 2**32 - 1
 _MAX_GROUP_DEPTH = 100
 
@@ -53,31 +54,36 @@ def read_names(message: bytes) -> Names:
     """
     found = {MODEL_NAME: "", MODEL_VERSION: ""}
     for field in fields(message):
-        if field.wire_type == _LENGTH and field.number in found:
+        if field.wire_type == LENGTH and field.number in found:
             found[field.number] = _text(message[field.start : field.end])
     return Names(found[MODEL_NAME], found[MODEL_VERSION])
 
 
-def rewrite_names(message: bytes, old: Names, new: Names) -> bytes:
-    """The message with another model name and version.
+@lru_cache(maxsize=1024)
+def names_tail(old: Names, new: Names) -> bytes:
+    """What to append to a message so that it has another model name and version.
 
-    The new fields are appended: of a repeated singular field every parser takes the last.
+    Of a repeated singular field every parser takes the last.
 
     Args:
-        old: what `read_names` found in `message`; an unchanged name costs nothing.
+        old: what the message has; an unchanged name costs nothing.
     """
     tail = b""
     if new.model_name != old.model_name:
         tail += text_field(MODEL_NAME, new.model_name)
     if new.model_version != old.model_version:
         tail += text_field(MODEL_VERSION, new.model_version)
-    return message + tail if tail else message
+    return tail
 
 
 def text_field(number: int, text: str) -> bytes:
     """An encoded `string` field."""
-    value = text.encode()
-    return varint(number << 3 | _LENGTH) + varint(len(value)) + value
+    return bytes_field(number, text.encode())
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    """An encoded `bytes` field, or a message within another."""
+    return varint(number << 3 | LENGTH) + varint(len(value)) + value
 
 
 def bool_field(number: int, *, value: bool) -> bytes:
@@ -85,55 +91,12 @@ def bool_field(number: int, *, value: bool) -> bytes:
     return varint(number << 3) + b"\x01" if value else b""
 
 
-def output_parameters(message: bytes) -> set[str]:
-    """Names of the parameters that a ModelInferRequest sets on its requested outputs.
-
-    Protocol: field 6 is `outputs`, their field 2 the map of parameters (grpc_service.proto).
-
-    Raises:
-        MalformedMessage: as `fields`.
-    """
-    outputs = _values(memoryview(message), 6)
-    entries = (entry for output in outputs for entry in _values(output, 2))
-    return {_text(key) for entry in entries for key in _values(entry, 1)}
-
-
-def input_shapes(message: bytes) -> list[list[int]]:
-    """Shapes of a ModelInferRequest's inputs; a negative dimension reads as 2**63 or more.
-
-    Protocol: field 5 is `inputs`, their field 3 the shape, packed or not (grpc_service.proto).
-
-    Raises:
-        MalformedMessage: as `fields`.
-    """
-    return [_integers(tensor, 3) for tensor in _values(memoryview(message), 5)]
-
-
-def _integers(message: memoryview, number: int) -> list[int]:
-    """A repeated varint field, in both of its encodings, cut to 64 bits as parsers do."""
-    values: list[int] = []
-    for field in fields(message):
-        if field.number == number and field.wire_type in (_VARINT, _LENGTH):
-            at = field.start
-            while at < field.end:
-                value, at = _varint(message, at)
-                values.append(value & 0xFFFF_FFFF_FFFF_FFFF)
-    return values
-
-
-def _values(message: memoryview, number: int) -> Iterator[memoryview]:
-    """Values of a length-delimited field, not copied."""
-    for field in fields(message):
-        if field.number == number and field.wire_type == _LENGTH:
-            yield message[field.start : field.end]
-
-
 def keep_texts(message: bytes, number: int, kept: Container[str]) -> bytes:
     """The message without those texts of a repeated `string` field that are not in `kept`."""
     out, at = [], 0
     for field in fields(message):
         text = message[field.start : field.end]
-        if field.number != number or field.wire_type != _LENGTH or _text(text) in kept:
+        if field.number != number or field.wire_type != LENGTH or _text(text) in kept:
             out.append(message[at : field.end])
         at = field.end
     return b"".join(out)
@@ -147,6 +110,15 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def read_varint(message: Buffer, at: int) -> int:
+    """The number that begins there.
+
+    Raises:
+        MalformedMessage: it is cut off or too long.
+    """
+    return _varint(message, at)[0]
 
 
 def fields(message: Buffer) -> Iterator[Field]:
@@ -178,9 +150,9 @@ def _value(
         end, after = _group(message, at, number, depth + 1)
         return at, end, after
     start, end = at, at
-    if wire_type == _VARINT:
+    if wire_type == VARINT:
         end = _varint(message, at)[1]
-    elif wire_type == _LENGTH:
+    elif wire_type == LENGTH:
         length, start = _varint(message, at)
         end = start + length
     elif wire_type in (_FIXED64, _FIXED32):

@@ -98,6 +98,7 @@ class InferenceService:
         Raises:
             ModelNotFound, VersionNotFound, ModelNotReady: nothing to serve.
             ValidationFailed, BatchSizeExceeded, InvalidInput: the input is wrong.
+            NoRestInference: a model with tensors of its own.
             InferenceTimeout, InferenceFailed, ServiceUnavailable: it could not be run.
             and what `Scheduler.lease` raises.
         """
@@ -108,10 +109,14 @@ class InferenceService:
         except ModelMoraError as error:
             self._finished(servable, started, error_code=error.code)
             raise
+        except asyncio.CancelledError:  # the client has gone away
+            self._finished(servable, started, error_code="CANCELLED")
+            raise
         self._finished(servable, started, batch_size=result.metadata.batch_size)
         return result
 
     async def _run(self, servable: Servable, request: InferRequest, started: float) -> InferResult:
+        tasks.check_served_over_rest(servable.model_id, servable.task_type)
         batch = tasks.parse_txt2embed(request.input_data, request.parameters)
         priority = tasks.priority_level(request.priority)
         timeout = tasks.check_timeout(request.timeout_seconds, self._request_timeout)

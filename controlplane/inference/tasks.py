@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.errors import BatchSizeExceeded, ValidationFailed
+from controlplane.errors import BatchSizeExceeded, NoRestInference, ValidationFailed
 from controlplane.registry.model import TEXT, TaskType
 
 if TYPE_CHECKING:
@@ -31,6 +31,16 @@ class TextBatch(msgspec.Struct, frozen=True, kw_only=True):
     texts: tuple[str, ...]
     single: bool
     parameters: dict[str, Any]
+
+
+def check_served_over_rest(model_id: str, task: TaskType) -> None:
+    """Whether a task has a form of input and output of ours.
+
+    Raises:
+        NoRestInference: it has none.
+    """
+    if task is TaskType.CUSTOM:
+        raise NoRestInference(model_id, task.value)
 
 
 def priority_level(text: str) -> int:

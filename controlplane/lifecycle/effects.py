@@ -11,10 +11,17 @@ import msgspec
 import structlog
 
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
-from controlplane.lifecycle import health, memory
+from controlplane.lifecycle import health, memory, ready_probe
+from controlplane.lifecycle.elsewhere import Probes
+from controlplane.lifecycle.growth import ServerGrowth
+from controlplane.lifecycle.unloading import Key, Unloading
 from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from controlplane.lifecycle.gpu import GpuMemory
+    from controlplane.lifecycle.memory import MemoryUsage
     from controlplane.registry.model import Servable
     from controlplane.registry.repository import ModelRepository
     from controlplane.triton.client import TritonClient
@@ -22,17 +29,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-# Triton says "unloaded" before the stub process has ended (triton-facts: about 1 s).
-PROCESS_END_TIMEOUT = 15.0
+STRAY_TIMEOUT = 60.0
+# Part of one processor that a process must have used meanwhile to count as computing.
+COMPUTING_SHARE = 0.05
+
+
+class NoAnswer(TritonError):
+    """A test inference got no answer: the model hangs, or is busy."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """Outcome of a load. `memory_mb` is None where the processes cannot be seen."""
+    """Outcome of a load; memory is None where it cannot be seen."""
 
     memory_mb: float | None
     process_id: int | None
     seconds: float
     response_time_ms: float
+    gpu_mb: float | None = None
 
 
 class TritonEffects:
@@ -40,14 +53,33 @@ class TritonEffects:
 
     Two versions of a model may be in memory, during a switch. Triton knows one configuration per
     model, so each call says which versions are to be there afterwards; one such call at a time.
+
+    Attributes:
+        probes: counts the test inferences.
     """
 
     def __init__(
-        self, client: TritonClient, server: TritonServer, repository: ModelRepository
+        self,
+        client: TritonClient,
+        server: TritonServer,
+        repository: ModelRepository,
+        *,
+        gpus: GpuMemory | None = None,
+        on_load: Callable[[Servable, MemoryUsage], None] = lambda *_: None,
     ) -> None:
+        """
+        Args:
+            gpus: where memory on GPUs is asked for; None where there are none.
+            on_load: told what each load was measured to take.
+        """
         self._client = client
         self._server = server
         self._repository = repository
+        self._gpus = gpus
+        self._on_load = on_load
+        self._growth = ServerGrowth(server, gpus)
+        self.probes = Probes()
+        self._unloading = Unloading(client, server, repository)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def fit_together(self, one: Servable, other: Servable) -> bool:
@@ -77,9 +109,11 @@ class TritonEffects:
         started = time.monotonic()
         name, number = servable.key
         try:
+            before = await self._growth.begin()
             beside = await self._client.ready_versions(name) - {number}
             config = self._repository.load_config(name, number, *sorted(beside))
             await self._client.load(name, config, timeout=timeout)
+            self._unloading.note_process(servable.key)
             response_time_ms = await self.probe(servable)
         except TritonTimeout as error:
             # A stub that cannot start leaves Triton's load hanging for ever (server#6536).
@@ -91,8 +125,14 @@ class TritonEffects:
         except (TritonError, OSError, ModelMoraError) as error:
             await self._clean_up(servable)
             raise LoadFailed(servable.model_id, _reason(error)) from error
+        finally:
+            self._growth.end()
+        usage = await self.measure(servable) or await self._growth.since(before)
+        if usage is not None:
+            self._on_load(servable, usage)
         return Loaded(
-            memory_mb=await self.measure(servable),
+            memory_mb=usage.used_mb if usage else None,
+            gpu_mb=usage.gpu_mb if usage else None,
             process_id=self.process_of(servable),
             seconds=time.monotonic() - started,
             response_time_ms=response_time_ms,
@@ -105,32 +145,42 @@ class TritonEffects:
             ServiceUnavailable: Triton did not unload it in time or is gone.
         """
         async with self._turns[servable.triton_name]:
-            await self._unload(servable, timeout)
+            await self._unload(*servable.key, timeout)
 
-    async def _unload(self, servable: Servable, timeout: float) -> None:
-        name, number = servable.key
-        pids = self._server.stub_pids(name, number)
-        try:
-            if rest := sorted(await self._client.ready_versions(name) - {number}):
-                config = self._repository.load_config(name, *rest)
-                await self._client.unload_version(name, number, config, timeout=timeout)
-            else:
-                await self._client.unload(name, timeout=timeout)
-        except (TritonError, OSError, ValueError) as error:
-            raise ServiceUnavailable(f"Triton did not unload {name}: {error}") from error
-        await self._wait_until_ended(pids)
+    async def _unload(self, name: str, number: int, timeout: float) -> None:
+        self._growth.disturb()
+        await self._unloading.unload(name, number, timeout)
+
+    async def unload_stray(self, name: str, number: int, is_stray: Callable[[], bool]) -> bool:
+        """Unload a version that somebody else has loaded; False when it is wanted by now.
+
+        Args:
+            is_stray: asked when no other load or unload of the model runs.
+
+        Raises:
+            ServiceUnavailable: as `unload`.
+        """
+        async with self._turns[name]:
+            if not is_stray():
+                return False
+            await self._unload(name, number, STRAY_TIMEOUT)
+            return True
 
     async def probe(self, servable: Servable) -> float:
         """One test inference; returns its time in milliseconds.
 
         Raises:
-            TritonError: the inference failed or timed out.
+            NoAnswer: there was none in time.
+            TritonError: the inference failed.
             LoadFailed: it was answered, but not as the model's manifest says.
         """
         manifest = self._repository.manifest(*servable.key)
+        if ready_probe.is_ready_made(manifest):
+            return await ready_probe.probe(self._client, *servable.key, manifest)
         expected = [tensor["name"] for tensor in manifest["outputs"]]
         started = time.perf_counter()
         try:
+            self.probes.begin(servable.key)
             outputs = await self._client.infer(
                 *servable.key,
                 health.probe_inputs(manifest),
@@ -138,18 +188,45 @@ class TritonEffects:
                 timeout=health.PROBE_TIMEOUT,
             )
         except TritonTimeout as error:
-            raise TritonError(
+            raise NoAnswer(
                 f"no answer to a test inference within {health.PROBE_TIMEOUT:g} s"
             ) from error
+        finally:
+            self.probes.end(servable.key)
         fault = health.probe_fault(outputs, expected)
         if fault is not None:
             raise LoadFailed(servable.model_id, fault)
         return (time.perf_counter() - started) * 1000
 
-    async def measure(self, servable: Servable) -> float | None:
-        """Memory of the model's processes in MB; None where they cannot be seen."""
+    async def measure(self, servable: Servable) -> MemoryUsage | None:
+        """Memory of the model's processes; None where they cannot be seen, or are none."""
         pids = self._server.stub_pids(*servable.key)
-        return await asyncio.to_thread(memory.process_tree_mb, pids) if pids else None
+        if not pids:
+            return None
+        roots = {servable.key: pids}
+        return (await asyncio.to_thread(memory.usage_of, roots, self._gpus)).get(servable.key)
+
+    async def measure_all(self) -> dict[Key, MemoryUsage]:
+        """Memory of all models that have processes of their own, by Triton name and version."""
+        return await asyncio.to_thread(lambda: memory.usage_of(self._server.stubs(), self._gpus))
+
+    def is_computing(self, servable: Servable) -> Callable[[], bool]:
+        """Begin to watch a model's processes; the answer tells whether they have worked since.
+
+        A process that hangs uses no processor time; one that computes does, also for a GPU.
+        """
+        pids = self._server.stub_pids(*servable.key)
+        began, before = time.monotonic(), memory.processor_seconds(pids)
+
+        def computing() -> bool:
+            share = (memory.processor_seconds(pids) - before) / (time.monotonic() - began)
+            return share > COMPUTING_SHARE
+
+        return computing
+
+    def kill_processes(self, servable: Servable) -> int:
+        """Kill the model's processes, which ends the requests in them; says how many."""
+        return self._server.kill_stubs(*servable.key)
 
     def process_of(self, servable: Servable) -> int | None:
         """The model's process; None where there is none to be seen."""
@@ -168,21 +245,13 @@ class TritonEffects:
 
     async def _clean_up(self, servable: Servable) -> None:
         try:
-            await self._unload(servable, timeout=30.0)
+            await self._unload(*servable.key, timeout=30.0)
         except ModelMoraError as error:
             log.warning(
                 "a failed load could not be cleaned up",
                 model_id=servable.model_id,
                 reason=str(error),
             )
-
-    async def _wait_until_ended(self, pids: list[int]) -> None:
-        deadline = time.monotonic() + PROCESS_END_TIMEOUT
-        while any(memory.alive(pid) for pid in pids):
-            if time.monotonic() > deadline:
-                log.warning("a model's process outlives its unload", pids=pids)
-                return
-            await asyncio.sleep(0.02)
 
 
 def _reason(error: Exception) -> str:

@@ -12,11 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CHECK_INTERVAL = 30.0
+STALE_AFTER = 60.0
 PROBE_TIMEOUT = 10.0
 FAILURES_UNTIL_UNHEALTHY = 3
+FAILURES_UNTIL_RESTART = 5
 DEGRADED_MS = 3000.0
+SLOW_MS = 5000.0
+# A model that computes for so long without answering a test inference counts as hanging: no
+# request may take longer (settings, `request_timeout`).
+BUSY_LIMIT = 600.0
 
-_NUMPY_TYPES = {
+NUMPY_TYPES = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
     "UINT16": np.uint16,
@@ -47,6 +53,25 @@ class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.healthy and (self.response_time_ms or 0.0) > DEGRADED_MS
 
     @property
+    def slow(self) -> bool:
+        """The check took so long that somebody should look at it."""
+        return (self.response_time_ms or 0.0) > SLOW_MS
+
+    @property
+    def failing_often(self) -> bool:
+        """So many failures in a row that somebody should look at it."""
+        return self.consecutive_failures > FAILURES_UNTIL_UNHEALTHY
+
+    @property
+    def requires_restart(self) -> bool:
+        """So many failures in a row that running requests are not waited for any more."""
+        return self.consecutive_failures >= FAILURES_UNTIL_RESTART
+
+    def stale(self, now: datetime, max_age: float = STALE_AFTER) -> bool:
+        """Too old, in seconds, to tell how the model is now."""
+        return (now - self.last_check).total_seconds() > max_age
+
+    @property
     def must_leave(self) -> bool:
         """True when so many checks failed in a row that the model counts as unhealthy."""
         return not self.healthy and self.consecutive_failures >= FAILURES_UNTIL_UNHEALTHY
@@ -68,6 +93,13 @@ def after_failure(previous: HealthStatus | None, now: datetime, message: str) ->
     )
 
 
+def after_busy(previous: HealthStatus | None, now: datetime) -> HealthStatus:
+    """The status after a check that was not answered while the model computed for others."""
+    if previous is None:
+        return HealthStatus(healthy=True, last_check=now)
+    return msgspec.structs.replace(previous, last_check=now)
+
+
 def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """A smallest valid input for a model: one text per string input, zeros elsewhere.
 
@@ -82,7 +114,7 @@ def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]
         if tensor["datatype"] == "BYTES":
             inputs[tensor["name"]] = np.full(shape, b"health check", dtype=np.object_)
         else:
-            inputs[tensor["name"]] = np.zeros(shape, dtype=_NUMPY_TYPES[tensor["datatype"]])
+            inputs[tensor["name"]] = np.zeros(shape, dtype=NUMPY_TYPES[tensor["datatype"]])
     return inputs
 
 

@@ -24,6 +24,17 @@ class Lease:
         self._priority = priority
         self._resident: Resident | None = None
 
+    def try_enter(self) -> Servable | None:
+        """What `async with` gives, where it can be had without waiting; end it with `leave`."""
+        resident = self._scheduler.try_acquire(self._servable)
+        if resident is None:
+            return None
+        if not resident.gate.try_enter():
+            self._scheduler.release(resident)
+            return None
+        self._resident = resident
+        return resident.servable
+
     async def __aenter__(self) -> Servable:
         resident = self._scheduler.try_acquire(self._servable)
         if resident is None:
@@ -41,6 +52,10 @@ class Lease:
         return resident.servable
 
     async def __aexit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """End the lease; harmless when there is none."""
         resident, self._resident = self._resident, None
         if resident is not None:
             resident.gate.leave()

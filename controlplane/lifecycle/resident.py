@@ -55,6 +55,7 @@ class Resident:
 
     Attributes:
         ledger_mb: what counts against the budget: the reservation, then the measurement.
+        gpu_mb: on all GPUs, as measured; None where none can be asked.
         last_used: the event loop's clock, seconds.
         epoch: grows when the server is lost, so that effects of before are known as stale.
         drained: set while an unload waits for the last lease to end.
@@ -76,6 +77,7 @@ class Resident:
     state: ModelState = ModelState.UNLOADED
     ledger_mb: float = 0.0
     peak_mb: float = 0.0
+    gpu_mb: float | None = None
     measured: bool = False
     leases: int = 0
     waiters: list[Waiter] = field(default_factory=list)
@@ -257,6 +259,7 @@ class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     retry_at: datetime | None = None
     history: ModelHistory = ModelHistory()
+    gpu_mb: float | None = None
     keep_loaded: bool = False
     yielding: bool = False
 
@@ -304,6 +307,7 @@ def view(
         attempts=resident.attempts,
         retry_at=retry_at if resident.state is ModelState.FAILED else None,
         history=history,
+        gpu_mb=resident.gpu_mb,
         keep_loaded=resident.keep_loaded,
         yielding=resident.yielding,
     )

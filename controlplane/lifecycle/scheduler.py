@@ -339,10 +339,17 @@ class Scheduler:
         """Take a model that does not answer out of service; whoever asks next loads it afresh."""
         self._transitions.declare_unhealthy(resident, reason)
 
-    def unload_idle(self, resident: Resident) -> None:
+    def unload_idle(self, resident: Resident, reason: str = "idle_ttl") -> None:
         """Unload a model whose idle time has run out; no-op when it is in use after all."""
         if resident.candidate().evictable:
-            self._transitions.begin_unload(resident, "idle_ttl")
+            self._transitions.begin_unload(resident, reason)
+
+    def vanished(self, resident: Resident) -> None:
+        """Somebody else has unloaded a loaded model; its next request loads it again."""
+        if resident.state is ModelState.LOADED:
+            resident.desired = resident.keep_loaded
+            self._transitions.forget_loaded(resident, "unloaded_elsewhere")
+            self._decide()
 
     def used_elsewhere(self, resident: Resident, when: float) -> None:
         """Note a use that did not come through us: clients may talk to Triton directly.

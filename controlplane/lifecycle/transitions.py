@@ -129,6 +129,7 @@ class Transitions:
                 process_id=loaded.process_id,
             )
         )
+        resident.gpu_mb = loaded.gpu_mb
         if loaded.memory_mb is not None:
             self.measured(resident, loaded.memory_mb)
         self.then_decide()
@@ -253,20 +254,20 @@ class Transitions:
         self.on_load_failed(resident)
         resident.fail_waiters(error)
 
-    def forget_loaded(self, resident: Resident) -> None:
-        """The server's death took the model with it."""
+    def forget_loaded(self, resident: Resident, reason: str = "server_lost") -> None:
+        """The model is gone without our doing: with the server, or unloaded by somebody else."""
         resident.epoch += 1
         if resident.effect is not None:
             resident.effect.cancel()
         if resident.state is ModelState.LOADING:
             resident.move_to(ModelState.FAILED)
-            self._publish_failed(resident, "Triton died during the load")
-            self.clear_failure(resident, "server_lost")
+            self._publish_failed(resident, f"it was taken away during its load: {reason}")
+            self.clear_failure(resident, reason)
         else:
             if resident.state is ModelState.UNHEALTHY:
                 resident.move_to(ModelState.UNLOADING)
             resident.move_to(ModelState.UNLOADED)
-            self._publish_unloaded(resident, "server_lost")
+            self._publish_unloaded(resident, reason)
         _clear(resident)
 
     def clear_failure(self, resident: Resident, reason: str) -> None:

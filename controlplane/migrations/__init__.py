@@ -14,7 +14,10 @@ from controlplane.migrations import (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0008_memory_history,
     m0009_model_policy,
+    m0010_custom_task,
+    m0011_remote_code,
 )
 
 if TYPE_CHECKING:
@@ -28,5 +31,8 @@ STEPS: tuple[ModuleType, ...] = (
     m0004_event_index,
     m0005_pinned,
     m0007_current_status,
+    m0008_memory_history,
     m0009_model_policy,
+    m0010_custom_task,
+    m0011_remote_code,
 )

@@ -17,17 +17,19 @@ import zlib
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeights
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    check_shards,
-    choose,
-    is_plain_path,
-    module_folders,
-    refuse_code,
+from controlplane.errors import (
+    ArtifactNotAccessible,
+    SourceRefused,
+    TritonModelInvalid,
+    UnsafeWeights,
 )
+from controlplane.registry.files import MODULES, is_plain_path
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import choose as choose_ready
+from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.ready_source import check_remote
+from controlplane.registry.selection import check_received, choose, module_folders
+from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,7 +76,7 @@ def unpack(received: FileIntake, where: str, intake: Intake, rules: SourceRules)
     received.sync()
     try:
         _unpack(received.part, where, intake, rules)
-    except (ArtifactNotAccessible, SourceRefused, UnsafeWeights):
+    except (ArtifactNotAccessible, SourceRefused, TritonModelInvalid, UnsafeWeights):
         received.forget()
         raise
     received.forget()
@@ -100,11 +102,14 @@ def _take(
     sizes = _listing(reader, where, archive.stat().st_size, intake)
     top = _top(sizes)
     names = {path.removeprefix(top): path for path in sizes if path.startswith(top)}
+    if is_ready_made(names):
+        _take_ready(reader, names, sizes, where, intake, rules)
+        return
     modules = names.get(MODULES)
     if modules is not None:
         reader.copy({modules: MODULES}, intake)
     folders = module_folders(intake.read(MODULES) if modules is not None else None, where)
-    chosen = choose(names, folders, where=where, allow_pickle=rules.allow_pickle)
+    chosen = choose(names, folders, where=where, rules=rules)
     total = sum(sizes[names[name]] for name in chosen)
     here = archive.stat().st_size
     intake.expect(here + total, here=here)
@@ -113,15 +118,26 @@ def _take(
     small = {path: name for path, name in wanted.items() if sizes[path] <= _MB}
     for some in (small, {path: name for path, name in wanted.items() if path not in small}):
         reader.copy(some, intake)
-        _check(chosen, where, intake)
+        check_received(intake, chosen, where, rules)
 
 
-def _check(chosen: tuple[str, ...], where: str, intake: Intake) -> None:
-    for name in filter(intake.has, chosen):
-        if name.endswith(SAFE_INDEX):
-            check_shards(intake.read(name), name, chosen, where)
-        if name.rpartition("/")[2] == CONFIG:
-            refuse_code(intake.read(name), where)
+def _take_ready(
+    reader: _Tar | _Zip,
+    names: dict[str, str],
+    sizes: dict[str, int],
+    where: str,
+    intake: Intake,
+    rules: SourceRules,
+) -> None:
+    """A ready-made Triton model; `names` has the entries' paths by those within the model."""
+    check_remote(where, rules)
+    if sizes[names[TRITON_CONFIG]] > LARGEST_CONFIG:
+        raise ArtifactNotAccessible(f"{where} has a {TRITON_CONFIG} that is no configuration.")
+    reader.copy({names[TRITON_CONFIG]: TRITON_CONFIG}, intake)
+    chosen = choose_ready(names, intake.read(TRITON_CONFIG), intake.version, where).files
+    total = sum(sizes[names[name]] for name in chosen)
+    intake.expect(total)
+    reader.copy({names[name]: name for name in chosen if not intake.has(name)}, intake)
 
 
 def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> dict[str, int]:
@@ -138,7 +154,8 @@ def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> di
             raise SourceRefused(
                 f"{where} would grow to more than {_LARGEST_RATIO} times its size; no model does."
             )
-        plain = path.removeprefix("./").rstrip("/")
+        # `tar -C folder .` has an entry for the folder itself
+        plain = path.removeprefix("./").rstrip("/") if path != "." else ""
         if kind == "other" or not (is_plain_path(plain) or (kind == "folder" and not plain)):
             raise SourceRefused(
                 f"{where} holds {path[:200]!r}, a link, a device or a path that leaves its folder."

@@ -11,6 +11,7 @@ models:
     resources: {memory_mb: 512}   # or resource_requirements:
     preload: true             # or default:
     pinned: false
+    trust_remote_code: false
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         version: None takes the current version, `main` for a new model.
         task_type: None has it read from the model's files.
         preload: load it when the server starts; None leaves that as it is.
+        trust_remote_code: run code of its repository to convert it, where the server allows that.
         pinned: the version must be a commit or a semantic version, which do not move.
         keep_loaded, idle_ttl: as `Model`; None leaves them as they are.
     """
@@ -70,6 +72,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     pinned: bool = False
     keep_loaded: bool | None = None
     idle_ttl: float | None = None
+    trust_remote_code: bool = False
 
 
 def read_catalog(path: Path, environ: Mapping[str, str]) -> tuple[CatalogEntry, ...]:
@@ -181,6 +184,7 @@ def as_new_model(entry: CatalogEntry, *, task_type: str | None) -> NewModel:
         config=wanted_config(entry, {}),
         keep_loaded=bool(entry.keep_loaded),
         idle_ttl=entry.idle_ttl,
+        trust_remote_code=entry.trust_remote_code,
     )
 
 

@@ -24,7 +24,6 @@ from controlplane.registry.registration import register
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from pathlib import Path
 
     from controlplane.registry.install import Installer
     from controlplane.registry.store import ModelStore
@@ -130,7 +129,6 @@ async def sync(
     store: ModelStore,
     installer: Installer,
     entries: Sequence[CatalogEntry],
-    data_dir: Path,
     *,
     use: UseVersion | None = None,
     dry_run: bool = False,
@@ -153,7 +151,7 @@ async def sync(
 
     async def one(entry: CatalogEntry) -> SyncResult:
         async with slots:
-            return await _attempt(store, installer, entry, data_dir, switch, dry_run=dry_run)
+            return await _attempt(store, installer, entry, switch, dry_run=dry_run)
 
     return list(await asyncio.gather(*(one(entry) for entry in entries)))
 
@@ -162,7 +160,6 @@ async def _attempt(
     store: ModelStore,
     installer: Installer,
     entry: CatalogEntry,
-    data_dir: Path,
     use: UseVersion,
     *,
     dry_run: bool,
@@ -172,7 +169,7 @@ async def _attempt(
         planned = plan(entry, _find(store, entry.model_id))
         if dry_run or not planned.actions:
             return _result(planned, "planned" if planned.actions else "unchanged")
-        return await _do(store, installer, planned, data_dir, use)
+        return await _do(store, installer, planned, use)
     except ModelMoraError as error:
         return SyncResult(
             model_id=entry.model_id,
@@ -199,15 +196,19 @@ def _only_written(store: ModelStore) -> UseVersion:
 
 
 async def _do(
-    store: ModelStore, installer: Installer, planned: Plan, data_dir: Path, use: UseVersion
+    store: ModelStore, installer: Installer, planned: Plan, use: UseVersion
 ) -> SyncResult:
     entry, version, actions = planned.entry, planned.version, planned.actions
+    installer.check_code(entry.model_id, entry.trust_remote_code)
     if Action.REGISTER in actions:
-        await register(store, as_new_model(entry, task_type=entry.task_type), data_dir)
+        await register(installer.shop, as_new_model(entry, task_type=entry.task_type))
     if Action.ADD_VERSION in actions:
         needs = entry.resource_requirements
         fields: dict[str, Any] = {} if needs is None else {"resource_requirements": needs}
+        fields["trust_remote_code"] = entry.trust_remote_code
         store.add_version(entry.model_id, version, **fields)
+    elif Action.INSTALL in actions and entry.trust_remote_code:
+        store.trust_code(entry.model_id, version)
     if Action.UPDATE in actions:
         store.update(entry.model_id, planned.change)
     operation = None

@@ -3,8 +3,9 @@
     python -m converters convert --task … --source DIR --output DIR …
 
 It tells its progress, and at the end its result or error, as JSON lines on stdout; what it and its
-libraries say besides goes to stderr, whose end is kept for the log. It is given no token and no
-network, and it never outlives us.
+libraries say besides goes to stderr, whose end is kept for the log. It is given no secret and told
+to use no network, and it never outlives us. Where it may run code of a model's repository it has no
+network at all, if the system lets us take it away.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -34,18 +36,38 @@ log = structlog.get_logger(__name__)
 CONVERTER = (sys.executable, "-m", "converters", "convert")
 _LONGEST_LINE = 64 * 1024 * 1024  # a manifest lists every file of the artefact
 _STDERR_KEPT = 16 * 1024
+_OURS = ("MODELMORA_", "AWS_")
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
 # Asks the kernel to kill the converter when we die (prctl PR_SET_PDEATHSIG), then becomes it. Done
 # here and not in preexec_fn, which is not safe in a process with threads.
 _LAUNCH = """\
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+libc = ctypes.CDLL(None)
+libc.prctl(1, signal.SIGKILL)
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
+"""
+# Before that, as it takes the death signal away: into user and network namespaces of its own
+# (unshare(2), CLONE_NEWUSER | CLONE_NEWNET), as the same user. Not allowed everywhere.
+_ALONE = """\
+import ctypes, os, sys
+user, group = os.getuid(), os.getgid()
+if ctypes.CDLL(None).unshare(0x10000000 | 0x40000000) == 0:
+    for name, line in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"),
+                       ("gid_map", f"{group} {group} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(line)
+else:
+    print("this system gives the converter no network of its own", file=sys.stderr)
 """
 
 
 async def convert(
-    command: Sequence[str], *, timeout: float, on_progress: Callable[[Progress], None]
+    command: Sequence[str],
+    *,
+    timeout: float,
+    on_progress: Callable[[Progress], None],
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Run a converter to its end.
 
@@ -55,6 +77,7 @@ async def convert(
         command: program and arguments; the program's path is absolute.
         timeout: seconds.
         on_progress: called on the event loop.
+        alone: without a network, where the system lets us.
 
     Returns:
         The manifest of the artefact that it wrote.
@@ -64,7 +87,15 @@ async def convert(
         ArtifactNotAccessible: it said so.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command),
+        *(
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            (_ALONE if alone else "") + _LAUNCH,
+            str(os.getpid()),
+            *command,
+        ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -89,8 +120,7 @@ async def convert(
 
 def _environment() -> dict[str, str]:
     """Ours, without secrets and without the network."""
-    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    kept = {name: value for name, value in os.environ.items() if name not in secrets}
+    kept = {name: value for name, value in os.environ.items() if not _is_secret(name)}
     return kept | {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -98,6 +128,11 @@ def _environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
     }
+
+
+def _is_secret(name: str) -> bool:
+    """Credentials of whatever kind, and our own settings, of which some are secret."""
+    return name.startswith(_OURS) or _SECRET.search(name) is not None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

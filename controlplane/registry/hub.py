@@ -25,19 +25,9 @@ from controlplane.errors import (
     ModelMoraError,
 )
 from controlplane.registry.blobs import digest_of
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    FetchedSource,
-    SourceRules,
-    check_shards,
-    choose,
-    is_plain_path,
-    module_folders,
-    refuse_code,
-)
+from controlplane.registry.files import MODULES, FetchedSource, SourceRules, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
+from controlplane.registry.selection import check_received, choose, module_folders
 from controlplane.registry.transfer import Answer, NothingThere, all_at_once, receive_once
 
 if TYPE_CHECKING:
@@ -112,16 +102,11 @@ class Hub:
         if MODULES in entries:
             self._receive(info.sha, entries[MODULES], intake)
             folders = module_folders(intake.read(MODULES), self._id)
-        names = choose(
-            filter(is_plain_path, entries),
-            folders,
-            where=self._id,
-            allow_pickle=rules.allow_pickle,
-        )
+        names = choose(filter(is_plain_path, entries), folders, where=self._id, rules=rules)
         total = sum(entries[name].size or 0 for name in names)
         intake.check_size(total)
         intake.expect(total, here=sum(self._here(entries[name], intake) for name in names))
-        self._receive_all(info.sha, [entries[name] for name in names], intake)
+        self._receive_all(info.sha, [entries[name] for name in names], intake, rules)
         return intake.finish(info.sha, f"{_CANONICAL}/{self._id}/tree/{info.sha}")
 
     def peek(self, version: str, names: Sequence[str], largest: int) -> dict[str, bytes]:
@@ -153,7 +138,9 @@ class Hub:
 
         return self._persistently(get)
 
-    def _receive_all(self, commit: str, entries: list[Any], intake: Intake) -> None:
+    def _receive_all(
+        self, commit: str, entries: list[Any], intake: Intake, rules: SourceRules
+    ) -> None:
         """Small files first: what is wrong with them is known before gigabytes have come."""
         names = [entry.rfilename for entry in entries]
         left = [entry for entry in entries if not intake.has(entry.rfilename)]
@@ -164,11 +151,7 @@ class Hub:
                 [partial(self._receive, commit, entry, intake) for entry in some],
                 self._stop,
             )
-            for name in names:
-                if name.endswith(SAFE_INDEX) and intake.has(name):
-                    check_shards(intake.read(name), name, names, self._id)
-                if name.rpartition("/")[2] == CONFIG and intake.has(name):
-                    refuse_code(intake.read(name), self._id)
+            check_received(intake, names, self._id, rules)
 
     def _here(self, entry: Any, intake: Intake) -> int:
         """Bytes of the file that need no more room."""

@@ -40,6 +40,7 @@ from controlplane.registry.operation import (
 )
 from controlplane.registry.operation_store import OperationStore
 from controlplane.registry.operations import Operations
+from controlplane.registry.remote_code import check_permitted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,6 +104,11 @@ class Installer:
         self._removals: dict[str, asyncio.Task[None]] = {}  # by model id
 
     @property
+    def shop(self) -> Workshop:
+        """What installations share, for registrations that look at the source first."""
+        return self._shop
+
+    @property
     def cache(self) -> BlobCache:
         """The cache of received files."""
         return self._shop.cache
@@ -119,11 +125,13 @@ class Installer:
 
         Raises:
             InvalidModelId, ModelNotFound, VersionNotFound.
+            RemoteCodeRefused: the version trusts code, and the server does not (any more).
         """
         model = self._store.get(model_id)
         chosen = pick(model, version)
         if chosen.id in self._jobs or chosen.status is VersionStatus.READY:
             return model
+        self.check_code(f"{model.model_id} version {chosen.version}", chosen.trust_remote_code)
         self._store.set_status(model.model_id, chosen.version, VersionStatus.DOWNLOADING)
         operation = self.operations.begin(chosen)
         report = self.operations.reporter(operation.id)
@@ -131,6 +139,14 @@ class Installer:
         task = asyncio.get_running_loop().create_task(self._run(installation))
         self._jobs[chosen.id] = _Job(installation, operation.id, task)
         return self._store.get(model.model_id)
+
+    def check_code(self, what: str, trusted: bool) -> None:
+        """Find out whether a version that trusts its repository's code may be installed here.
+
+        Raises:
+            RemoteCodeRefused.
+        """
+        check_permitted(what, trusted=trusted, allowed=self._shop.settings.allow_remote_code)
 
     def install(self, model_id: str, version: str | None = None) -> Operation:
         """As `request`; the operation that does it, did it, or is at it since an earlier request.

@@ -7,11 +7,12 @@ import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.errors import DownloadFailed, ExportFailed
+from controlplane.errors import DownloadFailed, ExportFailed, ValidationFailed
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
@@ -24,19 +25,21 @@ from controlplane.registry.metadata import (
     read_folder,
     to_metadata,
 )
-from controlplane.registry.model import Model, ModelId, ModelVersion, VersionStatus
-from controlplane.registry.sources import HubLimits, fetch, rules_of
+from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
+from controlplane.registry.ready_artefact import prepare
+from controlplane.registry.ready_models import ServerFacts, is_ready_source
+from controlplane.registry.remote_code import check_conversion, check_permitted
+from controlplane.registry.sources import HubLimits, SourceRules, fetch, rules_of
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from controlplane.registry.repository import ModelRepository
     from controlplane.registry.store import ModelStore
     from controlplane.settings import Settings
 
 _DOWNLOADS_AT_ONCE = 4
-_T = TypeVar("_T")
 
 
 class _Artefact(msgspec.Struct):
@@ -119,8 +122,13 @@ class Installation:
             self._report(self.progress)
             source = await self._download()
         store.check_pin(name, self.version.version, source.checksum)
+        ready_made = is_ready_source(source.files)
+        self._check_task(ready_made=ready_made)
         await self._describe()
         store.set_status(name, self.version.version, VersionStatus.EXPORTING)
+        if ready_made:
+            await self._take_as_it_is(source)
+            return
         self._report(Progress(phase="exporting", step="wait", message="waiting for the converter"))
         async with self._shop.converting:
             await self._convert(source)
@@ -137,14 +145,14 @@ class Installation:
             self._model.source_url,
             self._source,
             cache=self._shop.cache,
-            rules=rules_of(self._shop.settings),
+            rules=self._rules(),
             progress=self._report,
             cancelled=self._cancelled,
             checksum=self.version.checksum,
             limits=self._shop.limits,
         )
         loop = asyncio.get_running_loop()
-        waiting = _to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
+        waiting = to_its_end(loop.run_in_executor(self._shop.threads, call), self._cancelled.set)
         timeout = self._shop.settings.install_timeout
         try:
             return await asyncio.wait_for(waiting, timeout)
@@ -152,6 +160,17 @@ class Installation:
             raise DownloadFailed(
                 f"The download took longer than {timeout:g} s (MODELMORA_INSTALL_TIMEOUT)."
             ) from error
+
+    def _rules(self) -> SourceRules:
+        """What the operator allows, and this version wants, of its source.
+
+        Raises:
+            RemoteCodeRefused: it wants more than is allowed.
+        """
+        settings, trusted = self._shop.settings, self.version.trust_remote_code
+        what = f"{self._model.model_id} version {self.version.version}"
+        check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
+        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""
@@ -163,19 +182,61 @@ class Installation:
             str(self.model_id), self.version.version, {FACTS: to_metadata(facts)}
         )
 
+    def _check_task(self, *, ready_made: bool) -> None:
+        """What a model does cannot change any more, and decides who can make it an artefact."""
+        task = self._model.task_type
+        if ready_made == (task is TaskType.CUSTOM):
+            return
+        what = "no ready-made Triton model (config.pbtxt and version folders), as custom ones are"
+        if ready_made:
+            what = "a ready-made Triton model, whose task is custom"
+        raise ValidationFailed.field(
+            "task_type",
+            f"is {task}, and the source is {what}: uninstall it, install without --task",
+        )
+
     async def _convert(self, source: FetchedSource) -> None:
+        async with self._staged(source) as output:
+            manifest = await convert(
+                self._command(source, output),
+                alone=self.version.trust_remote_code,
+                timeout=self._shop.settings.install_timeout,
+                on_progress=self._report,
+            )
+            await self._publish(source, manifest, output)
+
+    async def _take_as_it_is(self, source: FetchedSource) -> None:
+        """A ready-made Triton model: checked and copied, nothing is converted."""
+        self._report(Progress(phase="exporting", step="check", message="checking the Triton model"))
+        external = self._shop.settings.triton_grpc_url is not None
+        server = ServerFacts(
+            embedded=not external,
+            gpu=_has_gpu(),
+            installed=frozenset(self._shop.store.triton_names()),
+        )
+        async with self._staged(source) as output:
+            work = asyncio.to_thread(
+                prepare,
+                self.model_id,
+                self.version.version,
+                self.version.triton_version,
+                self._source,
+                source,
+                output,
+                server,
+            )
+            manifest = await to_its_end(asyncio.ensure_future(work))
+            await self._publish(source, manifest, output)
+
+    @contextlib.asynccontextmanager
+    async def _staged(self, source: FetchedSource) -> AsyncIterator[Path]:
+        """Where an artefact comes to be; nothing is left of it but what was published."""
         size = sum(file.size for file in source.files)
         with reporting_full_disk(self._shop.repository.root, lambda: size):
             require_space(self._shop.repository.root, size)
             staging = self._shop.repository.new_staging()
-            output = staging / "artefact"
             try:
-                manifest = await convert(
-                    self._command(source, output),
-                    timeout=self._shop.settings.install_timeout,
-                    on_progress=self._report,
-                )
-                await self._publish(source, manifest, output)
+                yield staging / "artefact"
             finally:
                 await asyncio.shield(asyncio.to_thread(remove_tree, staging))
 
@@ -192,7 +253,12 @@ class Installation:
         command = [*self._shop.converter]
         for name, value in options.items():
             command += [name, value] if value is not None else []
-        return [*command, "--allow-pickle"] if self._shop.settings.allow_pickle else command
+        settings = self._shop.settings
+        if settings.allow_pickle:
+            command.append("--allow-pickle")
+        if check_conversion(self.version, allowed=settings.allow_remote_code):
+            command.append("--trust-remote-code")
+        return command
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""
@@ -212,7 +278,7 @@ class Installation:
         number = self.version.triton_version
         publishing = asyncio.to_thread(self._shop.repository.publish, self.model_id, number, output)
         try:
-            await _to_its_end(asyncio.ensure_future(publishing))
+            await to_its_end(asyncio.ensure_future(publishing))
             self._shop.store.mark_ready(
                 name,
                 version,
@@ -225,20 +291,5 @@ class Installation:
             raise
 
 
-async def _to_its_end(
-    work: asyncio.Future[_T], on_cancel: Callable[[], object] = lambda: None
-) -> _T:
-    """Await work in a thread, which cannot be interrupted: when cancelled, wait for it first.
-
-    Without that the thread would go on writing into folders that are being removed.
-    """
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        on_cancel()
-        while not work.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # looked at, so that it is not reported as lost
-        raise
+def _has_gpu() -> bool:
+    return Path("/dev/nvidia0").exists()

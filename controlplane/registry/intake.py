@@ -75,6 +75,7 @@ class Intake:
 
     Attributes:
         folder: where they are put until `finish` renames it to the destination.
+        version: what was asked for; most sources have only one.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Intake:
         self.destination = destination
         self.folder = destination.with_name(destination.name + PARTIAL)
         self.cache = cache
+        self.version = ""
         self.total = 0
         self._done = 0
         self._max_bytes = max_bytes

@@ -11,15 +11,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from controlplane.errors import ArtifactNotAccessible, ValidationFailed
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    check_shards,
-    choose,
-    module_folders,
-    refuse_code,
-)
+from controlplane.registry import ready_source
+from controlplane.registry.files import MODULES
+from controlplane.registry.selection import check_received, choose, module_folders
 
 if TYPE_CHECKING:
     from controlplane.registry.files import FetchedSource, SourceRules
@@ -50,32 +44,38 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
     Raises:
         ArtifactNotAccessible: the directory, or something in it that is needed, is missing, cannot
             be read, or is a link that leaves the directory.
-        SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
+        TritonModelInvalid, SourceRefused, UnsafeWeights, InsufficientDisk, FetchCancelled.
     """
     where = str(folder)
     try:
         root = folder.resolve(strict=True)
         if not root.is_dir():
             raise ArtifactNotAccessible(f"{where} is not a directory.")
-        modules = root / MODULES
-        folders = module_folders(modules.read_bytes() if modules.is_file() else None, where)
-        names = choose(_names(root, folders), folders, where=where, allow_pickle=rules.allow_pickle)
+        if ready_source.is_ready_folder(root):
+            return ready_source.copy_ready_folder(root, intake, rules)
+        folders = module_folders(_modules(root, where), where)
+        names = choose(_names(root, folders), folders, where=where, rules=rules)
         sizes = {name: _size(root, name, where) for name in names}
         intake.check_size(sum(sizes.values()))
-        for name in names:
-            if name.rpartition("/")[2] == CONFIG:
-                refuse_code((root / name).read_bytes(), where)
         intake.expect(sum(sizes.values()))
-        for name in names:
-            _copy(root, name, intake)
+        small = [name for name in names if sizes[name] <= _CHUNK]
+        for some in (small, [name for name in names if sizes[name] > _CHUNK]):
+            for name in some:
+                _copy(root, name, intake)
+            check_received(intake, names, where, rules)
     except FileNotFoundError as error:
         raise ArtifactNotAccessible(f"{error.filename or where} does not exist.") from error
     except (PermissionError, NotADirectoryError, IsADirectoryError, RuntimeError) as error:
         raise ArtifactNotAccessible(f"{where} cannot be read: {error}.") from error
-    for name in names:
-        if name.endswith(SAFE_INDEX):
-            check_shards(intake.read(name), name, names, where)
     return intake.finish(None, root.as_uri())
+
+
+def _modules(root: Path, where: str) -> bytes | None:
+    path = root / MODULES
+    if not path.is_file():
+        return None
+    _size(root, MODULES, where)  # no link that leaves the directory is read
+    return path.read_bytes()
 
 
 def _names(root: Path, folders: tuple[str, ...]) -> list[str]:

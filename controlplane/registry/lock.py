@@ -80,6 +80,7 @@ class LockedModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         source_url: where the version came from instead of the hub.
         artefact_checksum: of the converted files; equal on another machine only where the
             converter makes equal bytes there.
+        trust_remote_code: `files` has code of the repository, which ran while it was converted.
     """
 
     model_id: str
@@ -93,6 +94,7 @@ class LockedModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     files: tuple[SourceFile, ...] = ()
     converter: Converter | None = None
     artefact_checksum: str | None = None
+    trust_remote_code: bool = False
 
 
 class LockDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -259,6 +261,7 @@ def entry_of(model: Model, version: ModelVersion, files: Iterable[SourceFile]) -
         resource_requirements=needs,
         converter=_converter_of(version),
         artefact_checksum=version.artefact_checksum,
+        trust_remote_code=version.trust_remote_code,
     )
 
 

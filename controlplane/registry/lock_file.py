@@ -71,6 +71,8 @@ def dump(document: LockDocument) -> str:
 def _entry(entry: LockedModelEntry) -> dict[str, Any]:
     first = ("model_id", "version", "revision", "checksum", "artifact_uri", "source_url")
     values = _plain(entry)
+    if not entry.trust_remote_code:  # unusual enough to be said only where it is so
+        values.pop("trust_remote_code")
     # The long list of files comes last: what people look for is above it.
     ordered = {name: values.pop(name) for name in first if name in values}
     files = sorted(entry.files, key=lambda file: file.path)

@@ -50,7 +50,7 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 # -- comparing ---------------------------------------------------------------------------------
 
 # What must agree for two entries to stand for the same bytes from the same place.
-_COMPARED = ("version", "revision", "checksum", "task_type", "source_url")
+_COMPARED = ("version", "revision", "checksum", "task_type", "source_url", "trust_remote_code")
 
 
 def differences(

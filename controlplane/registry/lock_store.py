@@ -275,7 +275,7 @@ def _entry_from(row: Row) -> LockedModelEntry:
     plain = {
         name: row[name]
         for name in LockedModelEntry.__struct_fields__
-        if name not in ("files", "resource_requirements", "converter")
+        if name not in ("files", "resource_requirements", "converter", "trust_remote_code")
     }
     converter = row["converter"]
     return LockedModelEntry(
@@ -285,4 +285,5 @@ def _entry_from(row: Row) -> LockedModelEntry:
             json.loads(row["resource_requirements"]), ResourceRequirements
         ),
         converter=converter and msgspec.json.decode(converter, type=Converter),
+        trust_remote_code=bool(row["trust_remote_code"]),
     )

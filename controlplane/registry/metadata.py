@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ import yaml
 
 from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
 from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import is_ready_made
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -134,7 +137,14 @@ def read_folder(folder: Path) -> Facts:
         except OSError:
             return None
 
+    if is_ready_made(os.listdir(folder)):  # noqa: PTH208 names are enough
+        return ready_made_facts()
     return read_facts(read) | weight_facts(folder)
+
+
+def ready_made_facts() -> Facts:
+    """What every ready-made Triton model tells."""
+    return {"task_type": Fact(TaskType.CUSTOM.value, FILE, TRITON_CONFIG)}
 
 
 def weight_facts(folder: Path) -> Facts:

@@ -96,6 +96,8 @@ class TaskType(str, Enum):
     CLASSIFICATION = "classification"
     OBJECT_DETECTION = "object_detection"
     QUESTION_ANSWERING = "question_answering"
+    # Ours, not the domain's: a ready-made Triton model, whose tensors are its own affair.
+    CUSTOM = "custom"
 
     def __str__(self) -> str:
         return self.value
@@ -113,9 +115,9 @@ class TaskType(str, Enum):
             raise InvalidTaskType(text, [task.value for task in SERVABLE_TASKS]) from None
 
 
-# Tasks that have a converter and a backend by now; the others are refused at registration rather
-# than at the first request (domain C-02).
-SERVABLE_TASKS = (TaskType.TXT2EMBED,)
+# Tasks that have a converter and a backend by now, or need none; the others are refused at
+# registration rather than at the first request (domain C-02).
+SERVABLE_TASKS = (TaskType.TXT2EMBED, TaskType.CUSTOM)
 
 
 class VersionStatus(str, Enum):
@@ -238,6 +240,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         resource_requirements: declared, or estimated from the artefact.
         measured_memory_mb: what the loaded version really took (PSS, MB); None until measured.
         artefact: the converter's manifest, None until ready.
+        trust_remote_code: code of the repository may run while it is converted, where the server's
+            settings allow that.
         version_number: optimistic lock, from 1, +1 on every change.
     """
 
@@ -265,6 +269,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
     metadata: dict[str, Any] = {}
     created_by: str | None = None
+    trust_remote_code: bool = False
 
     @property
     def triton_name(self) -> str:
@@ -392,6 +397,7 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     artifact_uri: str | None = None
     keep_loaded: bool = False
     idle_ttl: float | None = None
+    trust_remote_code: bool = False
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):

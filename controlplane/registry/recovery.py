@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from controlplane.errors import InvalidModelId
-from controlplane.registry.disk import remove_tree
+from controlplane.registry.blobs import BlobCache
 from controlplane.registry.model import ModelId, ModelVersion, VersionStatus
 
 if TYPE_CHECKING:
@@ -124,12 +124,13 @@ def _sweep_repository(repository: ModelRepository, ready: set[tuple[str, int]]) 
 def _sweep_downloads(downloads: Path, known: set[tuple[str, str]]) -> None:
     if not downloads.is_dir():
         return
+    cache = BlobCache(downloads.with_name("cache"), downloads)
     for home in sorted(downloads.iterdir()):
         if not home.is_dir():
             continue
         for folder in sorted(home.iterdir()):
             if (home.name, folder.name) not in known:
                 log.info("removing orphan download", path=str(folder))
-                remove_tree(folder)
+                cache.remove_download(folder, owner="")
         if not any(home.iterdir()):
             home.rmdir()

@@ -4,6 +4,7 @@
     <root>/<org>--<repo>/<n>/manifest.json     and the artefact's files
     <root>/<org>--<repo>/<n>/model.py          imports the backend; compiled in __pycache__
     <root>/<org>--<repo>/<n>/config.pbtxt      of this version
+    <root>/<org>--<repo>/<any other>           root files of ready-made models (`root_files.py`)
     <root>/.staging/                           work in progress, on the same file system
 
 Whatever has a version folder's name is whole: folders are completed and synced in `.staging` and
@@ -27,7 +28,9 @@ import msgspec
 import structlog
 
 from controlplane.errors import ExportFailed, InsufficientDisk
+from controlplane.registry import root_files
 from controlplane.triton import model_config
+from controlplane.triton.ready_config import READY_MADE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,24 +69,31 @@ class ModelRepository:
         returns, untouched or gone when it raises.
 
         Args:
-            artefact: folder with manifest.json and the files that it lists.
+            artefact: folder with manifest.json and the files that it lists; that of a ready-made
+                model has its own config.pbtxt and code too.
 
         Raises:
             ExportFailed: the manifest or a listed file is missing or not what it says.
+            TritonModelInvalid: its root files differ from those of another version.
             InsufficientDisk: no room.
             OSError: the repository cannot be written.
         """
         manifest = _checked_manifest(artefact)
         name = model_id.triton_name
-        config = _config(name, triton_version, manifest)
+        ready_made = READY_MADE in manifest
+        self._check_root_files(name, triton_version, manifest)
+        config = _config(name, triton_version, manifest, artefact)
         size_mb = sum(entry["size"] for entry in manifest["files"]) / 2**20
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
             version = _take(artefact, scratch / str(triton_version))
-            _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
-            precompile(version / "model.py")
+            if not ready_made:
+                _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+            _precompile_all(version)
             _write(version / CONFIG, model_config.to_pbtxt(config))
             _sync_tree(version)
             self._install(name, version, scratch)
+            home = self.root / name
+            root_files.place(home, home / version.name, root_files.paths(manifest))
             self._write_config(name, model_config.to_pbtxt(config))
         self._manifests.pop((name, triton_version), None)
 
@@ -117,10 +127,34 @@ class ModelRepository:
     def remove_version(self, model_id: ModelId, triton_version: int) -> None:
         """Remove one version, with the model's folder when it was the last; no error if absent."""
         name = model_id.triton_name
+        self._remove_root_files(name, triton_version)
         self._manifests.pop((name, triton_version), None)
         with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
             (self.root / name / str(triton_version)).rename(scratch / str(triton_version))
         self._repair(name)
+
+    def _check_root_files(self, name: str, number: int, manifest: dict[str, Any]) -> None:
+        others = [n for n in self._with_manifest(name) if n != number and self._root_files(name, n)]
+        known = [self.manifest(name, other) for other in others]
+        root_files.check_agreement(str(manifest.get("model_id")), manifest, known)
+
+    def _remove_root_files(self, name: str, number: int) -> None:
+        """Those of a version that goes; before its folder, or nobody would know them again."""
+        there = self._with_manifest(name)
+        if number in there:
+            known = {n: set(self._root_files(name, n)) for n in there}
+            mine = known.pop(number).difference(*known.values())
+            root_files.take_away(self.root / name, mine)
+
+    def _root_files(self, name: str, number: int) -> list[str]:
+        try:
+            return root_files.paths(self.manifest(name, number))
+        except (OSError, ValueError, KeyError, TypeError):  # damaged: it must be removable
+            return []
+
+    def _with_manifest(self, name: str) -> list[int]:
+        home = self.root / name
+        return [n for n in self.versions(name) if (home / str(n) / MANIFEST).is_file()]
 
     def versions(self, triton_name: str) -> list[int]:
         """Numbers of the version folders, ascending."""
@@ -149,7 +183,8 @@ class ModelRepository:
         Raises:
             FileNotFoundError, ValueError: as `load_config`.
         """
-        return model_config.equal_but_for_versions(
+        first, second = (self._root_files(triton_name, n) for n in (one, other))
+        return first == second and model_config.equal_but_for_versions(
             self._read_config(triton_name, one), self._read_config(triton_name, other)
         )
 
@@ -249,10 +284,12 @@ def _checked_manifest(artefact: Path) -> dict[str, Any]:
     return manifest
 
 
-def _config(name: str, triton_version: int, manifest: dict[str, Any]) -> Any:
+def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: Path) -> Any:
     try:
+        if READY_MADE in manifest:
+            return model_config.read_pbtxt((artefact / CONFIG).read_text(encoding="utf-8"))
         return model_config.build_model_config(name, triton_version, manifest)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error
 
 
@@ -287,6 +324,13 @@ def precompile(source: Path) -> None:
         doraise=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
+
+
+def _precompile_all(version: Path) -> None:
+    for source in version.rglob("*.py"):
+        # one that cannot be compiled may be a template, or for another Python
+        with contextlib.suppress(py_compile.PyCompileError):
+            precompile(source)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -98,6 +98,8 @@ def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
 _TASKS = {task.value: task for task in TaskType}
 _STATUSES = {status.value: status for status in VersionStatus}
 
+_MOST_PARAMETERS = 5_000  # SQLite takes 32,766
+
 # Columns of model_version whose values are the fields' own.
 _PLAIN = (
     "id",
@@ -133,19 +135,19 @@ def version_from(row: Row, model_id: str) -> ModelVersion:
         requirements_declared=bool(row["requirements_declared"]),
         artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
         metadata=msgspec.json.decode(row["metadata"]),
+        trust_remote_code=bool(row["trust_remote_code"]),
     )
 
 
 def read_models(db: Database, rows: Sequence[Row]) -> tuple[Model, ...]:
-    """The models of these rows of table `model`, with all their versions (one query)."""
+    """The models of these rows of table `model`, with all their versions (one query for thousands)."""
     by_model: dict[str, list[ModelVersion]] = {row["id"]: [] for row in rows}
     text_id = {row["id"]: row["model_id"] for row in rows}
-    marks = ", ".join("?" for _ in rows)
-    versions = query(
-        db,
-        f"SELECT * FROM model_version WHERE model_id IN ({marks}) ORDER BY triton_version",
-        list(by_model),
-    )
-    for row in versions:
-        by_model[row["model_id"]].append(version_from(row, text_id[row["model_id"]]))
+    ids = list(by_model)
+    for start in range(0, len(ids), _MOST_PARAMETERS):
+        some = ids[start : start + _MOST_PARAMETERS]
+        marks = ", ".join("?" for _ in some)
+        sql = f"SELECT * FROM model_version WHERE model_id IN ({marks}) ORDER BY triton_version"
+        for row in query(db, sql, some):
+            by_model[row["model_id"]].append(version_from(row, text_id[row["model_id"]]))
     return tuple(model_from(row, by_model[row["id"]]) for row in rows)

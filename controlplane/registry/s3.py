@@ -23,21 +23,18 @@ from controlplane.errors import (
 )
 from controlplane.registry.archives import unpack
 from controlplane.registry.blobs import digest_of
-from controlplane.registry.files import (
-    CONFIG,
-    MODULES,
-    SAFE_INDEX,
-    check_shards,
-    choose,
-    is_plain_path,
-    module_folders,
-    refuse_code,
-)
+from controlplane.registry.files import MODULES, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
+from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
+from controlplane.registry.ready_models import choose as choose_ready
+from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.ready_source import check_remote
+from controlplane.registry.selection import check_received, choose, module_folders
 from controlplane.registry.transfer import Answer, NothingThere, all_at_once, receive_once
+from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from controlplane.registry.files import FetchedSource, SourceRules
     from controlplane.registry.intake import FileIntake, Intake, Stop
@@ -69,6 +66,10 @@ class S3:
         with self._explained():
             self._client = _client(limits)
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
     def fetch(self, intake: Intake, rules: SourceRules, *, archive: bool) -> FetchedSource:
         """Receive the model.
 
@@ -81,6 +82,24 @@ class S3:
         else:
             self._fetch_folder(objects, intake, rules)
         return intake.finish(None, self._url)
+
+    def peek(self, names: Sequence[str], largest: int) -> dict[str, bytes]:
+        """Those of `names` below the prefix that are no larger than `largest` bytes.
+
+        Raises:
+            ArtifactNotAccessible, DownloadFailed.
+        """
+        objects = self._list(f"{self._key}/".lstrip("/"))
+        wanted = [name for name in names if name in objects and objects[name].size <= largest]
+        return {name: self._small(objects[name]) for name in wanted}
+
+    def _small(self, item: _Object) -> bytes:
+        def get() -> bytes:
+            answer = self._client.get_object(Bucket=self._bucket, Key=item.key, IfMatch=item.tag)
+            with closing(answer["Body"]) as body:
+                return bytes(body.read(item.size))
+
+        return self._persistently(get)
 
     def _fetch_archive(
         self, objects: dict[str, _Object], intake: Intake, rules: SourceRules
@@ -99,12 +118,15 @@ class S3:
     ) -> None:
         if not objects:
             raise ArtifactNotAccessible(f"There is nothing at {self._url}/.")
+        if is_ready_made(objects):
+            self._fetch_ready(objects, intake, rules)
+            return
         if MODULES in objects:
             self._receive(MODULES, objects[MODULES], intake)
         modules = intake.read(MODULES) if MODULES in objects else None
         folders = module_folders(modules, self._url)
         plain = filter(is_plain_path, objects)
-        names = choose(plain, folders, where=self._url, allow_pickle=rules.allow_pickle)
+        names = choose(plain, folders, where=self._url, rules=rules)
         total = sum(objects[name].size for name in names)
         intake.check_size(total)
         intake.expect(total)
@@ -116,11 +138,23 @@ class S3:
             all_at_once(
                 [partial(self._receive, name, objects[name], intake) for name in some], self._stop
             )
-            for name in filter(intake.has, names):
-                if name.endswith(SAFE_INDEX):
-                    check_shards(intake.read(name), name, names, self._url)
-                if name.rpartition("/")[2] == CONFIG:
-                    refuse_code(intake.read(name), self._url)
+            check_received(intake, names, self._url, rules)
+
+    def _fetch_ready(self, objects: dict[str, _Object], intake: Intake, rules: SourceRules) -> None:
+        """A ready-made Triton model."""
+        check_remote(self._url, rules)
+        if objects[TRITON_CONFIG].size > LARGEST_CONFIG:
+            raise ArtifactNotAccessible(f"{self._url}/{TRITON_CONFIG} is no configuration.")
+        self._receive(TRITON_CONFIG, objects[TRITON_CONFIG], intake)
+        content, version = intake.read(TRITON_CONFIG), intake.version
+        names = choose_ready(objects, content, version, self._url).files
+        total = sum(objects[name].size for name in names)
+        intake.check_size(total)
+        intake.expect(total)
+        left = [name for name in names if not intake.has(name)]
+        all_at_once(
+            [partial(self._receive, name, objects[name], intake) for name in left], self._stop
+        )
 
     def _list(self, prefix: str) -> dict[str, _Object]:
         """The objects by what their key has beyond the prefix."""
@@ -169,6 +203,10 @@ class S3:
         # Only what S3 encrypts with its own keys, or not at all, has its MD5 as ETag.
         self._plain_md5 = answer.get("ServerSideEncryption") in (None, "AES256")
         with closing(answer["Body"]) as body:
+            if answer.get("ETag", item.tag) != item.tag:  # of a server that knows no If-Match
+                raise self._changed()
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 206:  # nor Range
+                start = 0
             yield Answer(start, body.iter_chunks(_CHUNK))
 
     def _verify(self, item: _Object, target: FileIntake) -> None:
@@ -218,15 +256,18 @@ class S3:
                 f"{self._url} cannot be read: {_one_line(error)}"
             ) from error
 
+    def _changed(self) -> DownloadFailed:
+        return DownloadFailed(
+            f"An object of {self._url} changed while it was downloaded. Install again."
+        )
+
     def _explain(self, error: Any) -> ModelMoraError | Transient | NothingThere:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code", "")
         if status in RETRIED:
             return Transient(f"HTTP {status} {code}".strip())
         if status in (412, 416):
-            return DownloadFailed(
-                f"An object of {self._url} changed while it was downloaded. Install again."
-            )
+            return self._changed()
         if code == "NoSuchBucket":
             return ArtifactNotAccessible(f"There is no bucket {self._bucket!r}.")
         if status == 404:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ChecksumMismatch, ValidationFailed
@@ -48,6 +49,8 @@ def rules_of(settings: Settings) -> SourceRules:
         allow_http=settings.allow_http,
         allow_private=settings.allow_private_sources,
         max_bytes=settings.max_source_mb * _MB,
+        ready_dirs=settings.ready_model_dirs,
+        allow_remote_ready=settings.allow_remote_ready_models,
     )
 
 
@@ -71,7 +74,8 @@ def fetch(
     on where it did. Blocks; run it in a thread.
 
     Args:
-        version: branch, tag or commit; used for the hub only.
+        version: branch, tag or commit for the hub; for a ready-made Triton model perhaps the
+            number of its folder.
         source_url: see `source_url.py`; None for the hub.
         progress: called often, from several threads but one at a time.
         cancelled: set it to have the call stop within about `limits.answer` seconds.
@@ -88,6 +92,7 @@ def fetch(
     """
     stop = Stop(cancelled)
     intake = Intake(str(model_id), destination, cache, progress, stop, max_bytes=rules.max_bytes)
+    intake.version = version
     earlier = received_before(destination, stop)
     if checksum is not None and earlier is not None and earlier.checksum == checksum:
         return earlier
@@ -112,29 +117,49 @@ def fetch(
 
 
 def peek(
-    model_id: ModelId, version: str, names: Sequence[str], largest: int, limits: HubLimits
+    model_id: ModelId,
+    version: str,
+    source_url: str | None,
+    names: Sequence[str],
+    *,
+    largest: int,
+    limits: HubLimits,
 ) -> dict[str, bytes]:
-    """Small files of a version on the hub, those of `names` that it has; nothing is kept.
+    """Small files of a version, those of `names` that it has; nothing is kept.
 
     Blocks; run it in a thread.
 
     Args:
+        source_url: `s3://bucket/prefix`; None for the hub.
         largest: bytes; larger files are left out.
 
     Raises:
         ArtifactNotAccessible, DownloadFailed: as `fetch`.
     """
-    return Hub(str(model_id), limits, Stop(threading.Event())).peek(version, names, largest)
+    stop = Stop(threading.Event())
+    if source_url is not None:
+        with closing(S3(source_url, limits, stop)) as s3:
+            return s3.peek(names, largest)
+    return Hub(str(model_id), limits, stop).peek(version, names, largest)
 
 
-def list_refs(model_id: ModelId, *, limits: HubLimits | None = None) -> HubRefs:
+def list_refs(
+    model_id: ModelId,
+    *,
+    limits: HubLimits | None = None,
+    cancelled: threading.Event | None = None,
+) -> HubRefs:
     """Ask the hub for a repository's branches and tags. Blocks; run it in a thread.
 
+    Args:
+        cancelled: set it to have no further attempt made.
+
     Raises:
+        FetchCancelled.
         ArtifactNotAccessible: no such repository, or not ours to read.
         DownloadFailed: the hub does not answer within `limits.resolve`, or not sensibly.
     """
-    return Hub(str(model_id), limits or HubLimits(), Stop(threading.Event())).refs()
+    return Hub(str(model_id), limits or HubLimits(), Stop(cancelled or threading.Event())).refs()
 
 
 def _fetch_url(
@@ -147,4 +172,5 @@ def _fetch_url(
         return copy_directory(directory_of(source_url), intake, rules)
     if url.kind == "web archive":
         return fetch_web_archive(source_url, url, intake, rules, limits, stop)
-    return S3(source_url, limits, stop).fetch(intake, rules, archive=url.kind == "s3 archive")
+    with closing(S3(source_url, limits, stop)) as s3:
+        return s3.fetch(intake, rules, archive=url.kind == "s3 archive")

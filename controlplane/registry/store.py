@@ -15,9 +15,11 @@ import msgspec
 from controlplane.errors import (
     CurrentVersionProtected,
     ModelAlreadyExists,
+    ValidationFailed,
     VersionAlreadyExists,
 )
 from controlplane.events import (
+    ModelCodeTrusted,
     ModelRegistered,
     ModelUnregistered,
     ModelUpdated,
@@ -26,6 +28,7 @@ from controlplane.events import (
     ModelVersionRemoved,
     utc_now,
 )
+from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog, keeping
 from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
@@ -168,6 +171,7 @@ class ModelStore(VersionStore):
                 revision=new.revision,
                 checksum=new.checksum,
                 artifact_uri=new.artifact_uri,
+                trust_remote_code=new.trust_remote_code,
             )
             if new.keep_loaded:
                 self._check_kept(str(model_id))
@@ -180,6 +184,8 @@ class ModelStore(VersionStore):
                 ModelRegistered(task_type=task_type.value, **told),
                 ModelVersionAdded(**told),
             ]
+            if new.trust_remote_code:
+                events.append(ModelCodeTrusted(trusted_by=new.created_by, **told))
         return self.get(str(model_id))
 
     def update(
@@ -251,7 +257,7 @@ class ModelStore(VersionStore):
 
         Args:
             fields: any of framework, framework_version, metadata, created_by,
-                resource_requirements, revision, checksum, artifact_uri.
+                resource_requirements, revision, checksum, artifact_uri, trust_remote_code.
 
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed, InvalidChecksum.
@@ -274,7 +280,44 @@ class ModelStore(VersionStore):
                     aggregate_id=model.catalog_id, model_id=model.model_id, version=version
                 )
             )
+            if fields.get("trust_remote_code"):
+                events.append(
+                    ModelCodeTrusted(
+                        aggregate_id=model.catalog_id,
+                        model_id=model.model_id,
+                        version=version,
+                        trusted_by=fields.get("created_by"),
+                    )
+                )
         return self.version(model.model_id, version)
+
+    def trust_code(self, model_id: str, version: str) -> ModelVersion:
+        """Trust the code of a version that was registered without; a no-op where it was with.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            ValidationFailed: it stands for files already, of which the code is none.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            if known.trust_remote_code:
+                return known
+            if known.checksum is not None:
+                raise ValidationFailed.field(
+                    "trust_remote_code",
+                    f"cannot be given to {known.version}, which stands for files without code "
+                    "since it was downloaded; install another version, such as the commit",
+                )
+            self._write_version(known, trust_remote_code=True)
+            events.append(
+                ModelCodeTrusted(
+                    aggregate_id=DEFAULT_CATALOG_ID,
+                    model_id=known.model_id,
+                    version=known.version,
+                    trusted_by=known.created_by,
+                )
+            )
+        return self.version(known.model_id, known.version)
 
     def set_current(self, model_id: str, version: str) -> Model:
         """Serve this version by default from now on; a no-op when it is so already.

@@ -243,6 +243,8 @@ class LockActivities:
     def _request(self, step: Step, document: LockDocument) -> None:
         entry = document.entry(step.action.model_id)
         assert entry is not None, step.action  # actions to install are made of entries
+        if entry.trust_remote_code:  # before the catalog knows of it
+            self._installer.check_code(entry.model_id, entry.trust_remote_code)
         bring(self._store, entry, step.action.version)
         self._installer.request(entry.model_id, step.action.version)
 
@@ -321,13 +323,20 @@ def bring(store: ModelStore, entry: LockedModelEntry, name: str) -> None:
                 version=name,
                 source_url=entry.source_url,
                 resource_requirements=entry.resource_requirements,
+                trust_remote_code=entry.trust_remote_code,
                 **pins,
             )
         )
         return
     if name in known:
+        if entry.trust_remote_code:
+            store.trust_code(entry.model_id, name)
         store.pin(entry.model_id, name, **pins)
     else:
         store.add_version(
-            entry.model_id, name, resource_requirements=entry.resource_requirements, **pins
+            entry.model_id,
+            name,
+            resource_requirements=entry.resource_requirements,
+            trust_remote_code=entry.trust_remote_code,
+            **pins,
         )

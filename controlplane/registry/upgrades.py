@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +16,7 @@ from controlplane.registry.model import (
     Model,
     ModelId,
     ModelVersion,
+    VersionStatus,
     is_semantic,
     version_sort_key,
 )
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 # A look at the hub, not a download: who asks sits waiting.
 _LIMITS = HubLimits(answer=5.0, resolve=15.0, attempts=3, longest_pause=5.0)
 _QUERIES_AT_ONCE = 8
+_WITHIN = 60.0
 _COMMIT_DIGITS = 12
 
 
@@ -104,49 +109,82 @@ def target_of(update: Update, refs: HubRefs) -> Target | None:
     return None
 
 
-async def outdated(store: ModelStore, name: str | None = None) -> list[Update]:
+async def outdated(
+    store: ModelStore, name: str | None = None, *, within: float = _WITHIN
+) -> list[Update]:
     """Compare every model that comes from the hub, or one, with the hub; by model id.
 
-    A model whose repository cannot be asked says so in its `error`.
+    Several are asked about at a time. A model whose repository cannot be asked says so in its
+    `error`, and so do those whose turn did not come in time.
+
+    Args:
+        within: seconds for all of them.
 
     Raises:
         InvalidModelId, ModelNotFound: for `name`.
     """
     models = [store.get(name)] if name is not None else store.every_model()
-    turns = asyncio.Semaphore(_QUERIES_AT_ONCE)
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+    deadline = loop.time() + within
+    threads = ThreadPoolExecutor(_QUERIES_AT_ONCE, thread_name_prefix="outdated")
 
     async def ask(model: Model) -> Update:
-        async with turns:
-            try:
-                return compare(model, await _refs(model))
-            except ModelMoraError as error:
-                current = model.current
-                return Update(
-                    model_id=model.model_id,
-                    version=current.version,
-                    revision=current.revision,
-                    pinned=model.pinned,
-                    error=error.message,
-                )
+        call = partial(
+            list_refs, ModelId.parse(model.model_id), limits=_LIMITS, cancelled=cancelled
+        )
+        work = loop.run_in_executor(threads, call)
+        try:
+            return compare(model, await asyncio.wait_for(work, deadline - loop.time()))
+        except (asyncio.TimeoutError, TimeoutError):
+            return _unknown(model, f"The hub did not answer for all models within {within:g} s.")
+        except ModelMoraError as error:
+            return _unknown(model, error.message)
 
-    return await asyncio.gather(*(ask(model) for model in models if model.source_url is None))
+    try:
+        return await asyncio.gather(*(ask(model) for model in models if model.source_url is None))
+    finally:
+        cancelled.set()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _unknown(model: Model, why: str) -> Update:
+    current = model.current
+    return Update(
+        model_id=model.model_id,
+        version=current.version,
+        revision=current.revision,
+        pinned=model.pinned,
+        error=why,
+    )
 
 
 def ensure_version(
-    store: ModelStore, name: str, version: str, *, target: Target | None = None
+    store: ModelStore,
+    name: str,
+    version: str,
+    *,
+    target: Target | None = None,
+    trust_remote_code: bool = False,
 ) -> ModelVersion:
     """The version of that name, registered beside the others if it is new.
 
+    Args:
+        trust_remote_code: its repository's code may run; never passed on from another version,
+            whose code somebody else may have read.
+
     Raises:
-        InvalidModelId, ModelNotFound, ValidationFailed.
+        InvalidModelId, ModelNotFound.
+        ValidationFailed: its name is wrong, or it stands for files without code already.
     """
     model = store.get(name)
     known = model.find_version(version)
     if known is not None:
+        if trust_remote_code and known.status is not VersionStatus.READY:
+            return store.trust_code(model.model_id, known.version)
         return known
     if version == LATEST:  # none is ready: what that means depends on the current one
         return model.current
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if target is not None:
         fields["revision"] = target.revision
         fields["metadata"] = {} if target.branch is None else {"branch": target.branch}

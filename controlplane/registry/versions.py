@@ -23,6 +23,7 @@ from controlplane.events import (
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog
 from controlplane.registry.files import SourceFile
+from controlplane.registry.memory_history import MemoryHistory
 from controlplane.registry.model import (
     INSTALLING,
     STATUS_MOVES,
@@ -53,6 +54,7 @@ class VersionStore:
         self._db = db
         self._bus = bus
         self.event_log = EventLog(db, bus)
+        self.memory_history = MemoryHistory(db)
         self._servables: dict[tuple[str, str | None], Servable] = {}
 
     @property
@@ -199,7 +201,7 @@ class VersionStore:
                     artefact=manifest,
                     artefact_bytes=artefact_bytes,
                     artefact_checksum=artefact_checksum,
-                    resource_requirements=declared or ResourceRequirements.estimate(artefact_bytes),
+                    resource_requirements=declared or _estimate(artefact_bytes, manifest),
                 )
             )
         return self.version(known.model_id, known.version)
@@ -342,3 +344,10 @@ class VersionStore:
                 **fields,
             },
         )
+
+
+def _estimate(artefact_bytes: int, manifest: dict[str, Any]) -> ResourceRequirements:
+    """By the artefact's size, and what a process takes beside it where the manifest says that."""
+    disk = ResourceRequirements.estimate(artefact_bytes)
+    loaded = ResourceRequirements.estimate(manifest.get("load_bytes", artefact_bytes))
+    return msgspec.structs.replace(loaded, disk_space_mb=disk.disk_space_mb)

@@ -27,7 +27,7 @@ from controlplane.triton.failures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from controlplane.triton.server import Endpoints
 
@@ -231,6 +231,7 @@ class TritonClient:
         priority: int = 0,
         request_id: str = "",
         parameters: Mapping[str, Any] | None = None,
+        sequence_id: int = 0,
     ) -> dict[str, Array]:
         """Run one request (KServe v2 ModelInfer).
 
@@ -240,6 +241,7 @@ class TritonClient:
             timeout: seconds, for waiting in the queue and computing together.
             priority: Triton's level, 1 is first; 0 takes the model's default.
             parameters: the model's own, str, bool, int or float.
+            sequence_id: the request is a whole sequence of that number; 0 is for none.
 
         Raises:
             ModelUnknown: that version is not loaded.
@@ -256,9 +258,51 @@ class TritonClient:
             timeout=max(1, int(timeout * 1_000_000)),
             client_timeout=timeout,
             parameters=dict(parameters) if parameters else None,
+            sequence_id=sequence_id,
+            sequence_start=sequence_id > 0,
+            sequence_end=sequence_id > 0,
         )
         result = await self._translated(call)
         return {output: _array(result, output) for output in outputs}
+
+    async def first_response(
+        self, name: str, version: int, inputs: Mapping[str, Array], *, timeout: float
+    ) -> None:
+        """Send one request to a decoupled model and wait for its first response, or its end.
+
+        Further responses are not waited for: Triton is told to cancel the request. The stream ends
+        with the request's last response, also where there is none: nothing else is sent on it.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            As `infer`.
+        """
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {
+                "model_name": name,
+                "model_version": str(version),
+                "inputs": [_tensor(key, array) for key, array in inputs.items()],
+            }
+
+        stream = self._grpc.stream_infer(requests(), stream_timeout=timeout)
+        try:
+            _, error = await self._translated(anext(stream))
+        except StopAsyncIteration:
+            return
+        except grpc.aio.AioRpcError as error:  # this call of the library lets it through
+            raise failure_of(str(error.code()), error.details()) from None
+        finally:
+            stream.cancel()
+        if error is not None:
+            raise failure_of(error.status(), error.message())
+
+    async def model_ready(self, name: str, version: int, *, timeout: float) -> bool:
+        """Whether Triton calls a version ready; it does so of a model whose process is dead too."""
+        call = self._grpc.is_model_ready(name, str(version), client_timeout=timeout)
+        return bool(await self._guard(call, timeout))
 
     async def statistics(self, name: str, version: int) -> dict[str, Any]:
         """Triton's statistics of one loaded version (`ModelStatistics`, snake_case keys).
@@ -273,6 +317,13 @@ class TritonClient:
         if not stats:
             raise ModelUnknown(f"Triton has no statistics of {name} version {version}")
         return dict(stats[0])
+
+    async def all_statistics(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Triton's statistics of all loaded models, by name and version; as `statistics`."""
+        call = self._grpc.get_inference_statistics(as_json=True, client_timeout=CONTROL_TIMEOUT)
+        answer = await self._guard(call, CONTROL_TIMEOUT)
+        found = answer.get("model_stats", [])
+        return {(stats["name"], int(stats["version"])): dict(stats) for stats in found}
 
     async def _guard(self, call: Awaitable[T], timeout: float) -> T:
         # gRPC keeps the deadline itself; a second one costs a task, which a request that may take

@@ -34,6 +34,7 @@ from controlplane.triton.server_process import (
     ServerOptions,
     ServerProcess,
 )
+from controlplane.triton.watching import watch_until_dead
 
 _log = structlog.get_logger(__name__)
 
@@ -147,12 +148,23 @@ class EmbeddedTriton:
         await self._tear_down()
         self._state = "stopped"
 
+    def abort(self) -> None:
+        """Kill the server and its stubs, clear their memory files: this process is about to end."""
+        if self._prefix:
+            processes.kill_all(processes.find_marked(self._prefix))
+            processes.sweep_shared_memory(self._prefix)
+
     def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:
         """Processes that run that model version."""
         if self.pid is None:
             return []
         found = processes.stubs_of(self.pid, triton_name, triton_version)
         return [stub.pid for stub in found]
+
+    def stubs(self) -> dict[tuple[str, int], list[int]]:
+        """All processes of models, by name and version."""
+        found = processes.stubs(self.pid) if self.pid is not None else {}
+        return {key: [stub.pid for stub in mine] for key, mine in found.items()}
 
     def kill_stubs(self, triton_name: str, triton_version: int) -> int:
         """Kill that version's processes; a load that hangs in one of them fails within seconds."""
@@ -252,37 +264,29 @@ class EmbeddedTriton:
         while True:
             started = loop.time()
             assert self._process is not None
-            code = await self._watch_until_dead(self._process)
+            code = await watch_until_dead(
+                self._process,
+                self.endpoints,
+                hang_timeout=self._hang_timeout,
+                stop_timeout=self._stop_timeout,
+                on_told=self._mark_lost,  # it refuses requests from now on: they wait
+            )
             if loop.time() - started >= STABLE_AFTER:
                 backoff = FIRST_BACKOFF
-            self._state = "lost"
             delay = 0.0 if self._asked_to_die else backoff
             self._asked_to_die = False
             _log.error("Triton died", exit_code=code, restart_in_s=delay)
-            call_all(self.on_lost)
+            self._mark_lost()
             await self._tear_down()
             backoff = await self._restart(delay, backoff)
             self._state = "ready"
             _log.info("Triton is back", pid=self.pid)
             call_all(self.on_restored)
 
-    async def _watch_until_dead(self, process: ServerProcess) -> int:
-        """Return the exit code when the process ended; a process that hangs is killed."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.ensure_future(process.wait())
-        client = TritonClient(self.endpoints)
-        last_seen = loop.time()
-        try:
-            while not (await asyncio.wait({ended}, timeout=self._hang_timeout / 6))[0]:
-                if await client.live(timeout=self._hang_timeout / 6):
-                    last_seen = loop.time()
-                elif loop.time() - last_seen >= self._hang_timeout:
-                    _log.error("Triton hangs and is killed", pid=process.pid)
-                    process.kill()
-            return ended.result()
-        finally:
-            ended.cancel()
-            await client.close()
+    def _mark_lost(self) -> None:
+        if self._state == "ready":
+            self._state = "lost"
+            call_all(self.on_lost)
 
     async def _restart(self, delay: float, backoff: float) -> float:
         """Try until the server answers; returns the backoff for its next death."""

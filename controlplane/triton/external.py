@@ -7,7 +7,7 @@ import re
 
 import structlog
 
-from controlplane.errors import SettingsError, StartupError
+from controlplane.errors import SettingsError
 from controlplane.triton.client import TritonClient
 from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
 from controlplane.triton.server import (
@@ -40,7 +40,7 @@ class ExternalTriton:
         metrics_url: str | None = None,
         *,
         secret: tuple[str, str] | None = None,
-        start_timeout: float = 60.0,
+        start_timeout: float = 5.0,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         """
@@ -49,7 +49,7 @@ class ExternalTriton:
             http_url: `host:port` or `http://host:port`; default: the same host, port 8000.
             metrics_url: address of the Prometheus page; default: none.
             secret: header name and value that open its restricted APIs, if it has such.
-            start_timeout: seconds that `start` waits for it.
+            start_timeout: seconds that `start` waits for it before it goes on without.
             poll_seconds: time between two looks.
 
         Raises:
@@ -90,26 +90,26 @@ class ExternalTriton:
         return None
 
     async def start(self) -> None:
-        """Return when the server answers.
-
-        Raises:
-            StartupError: it does not within the time given.
-        """
+        """Return when the server answers, or has not in time: it is `lost` then, and watched."""
         if self._watch is not None:
             return
         self._state = "starting"
         self._client = TritonClient(self._endpoints)
         deadline = asyncio.get_running_loop().time() + self._start_timeout
-        while not await self._client.live():
+        while not (live := await self._client.live(timeout=self._poll_seconds)):
             if asyncio.get_running_loop().time() >= deadline:
-                await self.stop()
-                raise StartupError(
-                    f"No Triton server answers at {self._endpoints.grpc_url} (gRPC). Start it, or "
-                    "correct MODELMORA_TRITON_GRPC_URL, or unset it to use the embedded server."
-                )
+                break
             await asyncio.sleep(0.1)
-        self._known = _known(await _states(self._client))
-        self._state = "ready"
+        if live:
+            self._known = _known(await _states(self._client))
+            self._state = "ready"
+        else:
+            self._state = "lost"
+            _log.error(
+                "no Triton server answers: requests wait for it; start it, or correct "
+                "MODELMORA_TRITON_GRPC_URL, or unset it to use the embedded server",
+                grpc_url=self._endpoints.grpc_url,
+            )
         self._watch = asyncio.create_task(self._supervise(self._client), name="triton-watch")
 
     async def stop(self) -> None:
@@ -127,9 +127,16 @@ class ExternalTriton:
         """False: the server is not ours to end."""
         return False
 
+    def abort(self) -> None:
+        """Nothing: the server goes on."""
+
     def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:  # noqa: ARG002
         """Empty: its processes may run on another machine."""
         return []
+
+    def stubs(self) -> dict[tuple[str, int], list[int]]:
+        """Empty, likewise."""
+        return {}
 
     def kill_stubs(self, triton_name: str, triton_version: int) -> int:  # noqa: ARG002
         """0: its processes are out of reach."""

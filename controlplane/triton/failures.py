@@ -37,6 +37,10 @@ class ModelFailed(TritonError):
     """The model raised, could not be loaded, or its process is dead."""
 
 
+class StubUnhealthy(ModelFailed):
+    """The model's process does not answer Triton: it is dead, stopped or starved."""
+
+
 # Texts before codes: an unknown model answers UNAVAILABLE, NOT_FOUND or INVALID_ARGUMENT,
 # depending on call and version (server#3399), a failed load INVALID_ARGUMENT or INTERNAL, and a
 # queue timeout UNAVAILABLE.
@@ -45,7 +49,7 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], type[TritonError]], ...] = (
     (re.compile(r"exceeds maximum queue size", re.IGNORECASE), QueueFull),
     (re.compile(r"(API|protocol) is restricted", re.IGNORECASE), RequestRejected),
     (re.compile(r"^load failed for model"), ModelFailed),
-    (re.compile(r"stub process .* is not healthy", re.IGNORECASE), ModelFailed),
+    (re.compile(r"stub process .* is not healthy", re.IGNORECASE), StubUnhealthy),
     (
         re.compile(
             r"unknown model|has no available versions|failed to poll from model repository"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
+_STUB_MODEL = re.compile(r"/([^/]+)/(\d+)/model\.py$")
 
 
 def instance_prefix(state_dir: Path) -> str:
@@ -45,20 +47,25 @@ def find_marked(marker: str) -> list[psutil.Process]:
     return found
 
 
-def stubs_of(server_pid: int, triton_name: str, triton_version: int) -> list[psutil.Process]:
-    """The server's child processes that run that model version.
+def stubs(server_pid: int) -> dict[tuple[str, int], list[psutil.Process]]:
+    """The server's child processes by the model name and version that they run.
 
     A stub's second argument is `<repository>/<name>/<version>/model.py` (python_backend,
     stub_launcher.cc).
     """
-    ending = f"/{triton_name}/{triton_version}/model.py"
-    found = []
+    found: dict[tuple[str, int], list[psutil.Process]] = {}
     with contextlib.suppress(psutil.Error):
         for child in psutil.Process(server_pid).children():
             with contextlib.suppress(psutil.Error):
-                if any(part.endswith(ending) for part in child.cmdline()[1:2]):
-                    found.append(child)
+                match = _STUB_MODEL.search("".join(child.cmdline()[1:2]))
+                if match is not None:
+                    found.setdefault((match[1], int(match[2])), []).append(child)
     return found
+
+
+def stubs_of(server_pid: int, triton_name: str, triton_version: int) -> list[psutil.Process]:
+    """The server's child processes that run that model version."""
+    return stubs(server_pid).get((triton_name, triton_version), [])
 
 
 def kill_all(processes: Iterable[psutil.Process]) -> int:

@@ -61,7 +61,7 @@ class TritonServer(Protocol):
         ...
 
     async def start(self) -> None:
-        """Return when the server answers.
+        """Return when the server answers; one that is somebody else's may be `lost` still.
 
         Raises:
             StartupError: saying what to do.
@@ -72,8 +72,16 @@ class TritonServer(Protocol):
         """Return when nothing of it is left; harmless when it was never started."""
         ...
 
+    def abort(self) -> None:
+        """End what is ours of it at once, without waiting: this process is about to end."""
+        ...
+
     def stub_pids(self, triton_name: str, triton_version: int) -> list[int]:
         """Processes that run that model version; empty where they cannot be seen."""
+        ...
+
+    def stubs(self) -> dict[tuple[str, int], list[int]]:
+        """All processes of models, by name and version; empty where they cannot be seen."""
         ...
 
     def kill_stubs(self, triton_name: str, triton_version: int) -> int:

@@ -18,6 +18,7 @@ _log = structlog.get_logger(__name__)
 _LINE = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ (\d+) ([^ \]]+:\d+)\] ?(.*)", re.DOTALL)
 _LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "critical"}
 _STARTED = re.compile(r"Started (GRPCInferenceService|HTTPService|Metrics Service) at ")
+_ENDING = re.compile(r"Signal \(\d+\) received")
 _IDLE = ": Found 0 model versions that have in-flight inferences"
 # What Triton complains about on every machine without a GPU, one line of it as an error.
 _NO_GPU = (
@@ -92,6 +93,7 @@ class LogPipe:
         recent: the last lines, tables and noise left out.
         services: which of Triton's three frontends have said that they listen.
         is_idle: a stopping server has said that no inference runs any more.
+        ending: set when the server has said that somebody told it to stop.
     """
 
     def __init__(self, *, keep: int = 50) -> None:
@@ -104,6 +106,7 @@ class LogPipe:
         self.recent: deque[str] = deque(maxlen=keep)
         self.services: set[str] = set()
         self.is_idle = False
+        self.ending = asyncio.Event()
 
     def close_write_end(self) -> None:
         """To be called once the child has it, or the end of file would never come."""
@@ -150,6 +153,8 @@ class LogPipe:
             self.recent.append(line.text)
         if (started := _STARTED.match(line.text)) is not None:
             self.services.add(started[1])
+        if _ENDING.match(line.text) is not None:
+            self.ending.set()
         if _IDLE in line.text:
             self.is_idle = True
         where = {"origin": line.origin} if line.origin else {"source": "model"}

@@ -124,6 +124,10 @@ class ServerProcess:
         """The last lines of its output."""
         return list(self._pipe.recent)[-5:]
 
+    async def told_to_stop(self) -> None:
+        """Return when it has been told to stop, by whomever: it takes no new requests then."""
+        await self._pipe.ending.wait()
+
     async def wait(self) -> int:
         """The exit code, when it has ended; negative for a signal."""
         return await self._process.wait()

@@ -5,7 +5,8 @@
 3. load serves exactly the version that its configuration names.
 4. unload returns when the index no longer has the model; unloading twice is harmless.
 5. infer distinguishes: not loaded, does not fit, too late, failed. An empty batch does not fit.
-6. A load that names a further version starts it beside the one that runs; one that no longer names
+6. statistics count requests that were answered well, per load of a model.
+7. A load that names a further version starts it beside the one that runs; one that no longer names
    a version unloads that one alone.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from controlplane.lifecycle import elsewhere
 from controlplane.triton.client import TritonClient
 from controlplane.triton.failures import (
     ModelFailed,
@@ -239,6 +241,26 @@ async def test_statistics_count_inferences(case: Case) -> None:
         return int(statistics.get("inference_count", 0)) == len(TEXT)
 
     await eventually(counted)
+
+
+async def test_statistics_of_all_models_count_requests_anew_with_each_load(case: Case) -> None:
+    used, idle = await case.loaded_echo(), await case.loaded_echo()
+
+    async def answered(name: str) -> int:
+        return elsewhere.answered((await case.client.all_statistics())[name, 1])
+
+    for _ in range(2):  # of two texts each: requests are counted, not texts
+        await case.infer(used)
+
+    async def counted() -> bool:  # the server counts after it has answered
+        return await answered(used) == 2
+
+    await eventually(counted)
+    assert await answered(idle) == 0
+    await case.client.unload(used, timeout=LOAD_TIMEOUT)
+    assert (used, 1) not in await case.client.all_statistics()
+    await case.client.load(used, None, timeout=LOAD_TIMEOUT)
+    assert await answered(used) == 0
 
 
 async def test_nobody_there() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.models import tiny_bert
 from tests.service import Service
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,3 +57,95 @@ async def test_install_and_infer_on_an_external_triton(
         assert TINY.replace("/", "--") not in ready
     finally:
         service.end()
+
+
+class Wire:
+    """A port that leads to another one while it is open."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target.rpartition(":")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self._server: asyncio.Server | None = None
+        self._ends: set[asyncio.StreamWriter] = set()
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = self._target
+        there, back = await asyncio.open_connection(host, int(port))
+        ends = {writer, back}
+        self._ends |= ends
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+        self._ends -= ends
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+async def test_a_triton_that_is_away_at_the_start_and_later(
+    triton: BackgroundTriton, tmp_path: Path
+) -> None:
+    """The service starts, says so, refuses with Retry-After, and recovers alone."""
+    wire = Wire(triton.endpoints.grpc_url)
+    ((name, value),) = triton.endpoints.http_headers.items()
+    service = Service(
+        tmp_path / "service",
+        MODEL_REPOSITORY=str(triton.repository),
+        TRITON_GRPC_URL=f"127.0.0.1:{wire.port}",
+        TRITON_CONTROL_HEADER=f"{name}={value}",
+        REQUEST_TIMEOUT="2",
+    )
+    model_id = "tests/tiny-away"
+    source = await asyncio.to_thread(tiny_bert, tmp_path / "source")
+
+    async with httpx.AsyncClient(timeout=60) as http:
+
+        async def ask() -> httpx.Response:
+            body = {"input_data": {"text": "hello"}}
+            return await http.post(f"{service.url}/api/v1/infer/{model_id}", json=body)
+
+        async def ready() -> int:
+            return (await http.get(f"{service.url}/health/ready")).status_code
+
+        async def is_ready() -> bool:
+            return await ready() == 200
+
+        async def is_away() -> bool:
+            return await ready() == 503
+
+        def install() -> None:
+            with service.client() as client:
+                assert client.status().triton["state"] == "lost"
+                client.install(model_id, source_url=source.as_uri(), timeout=120)
+
+        try:
+            await asyncio.to_thread(service.start)
+            assert await is_away()
+            await asyncio.to_thread(install)
+            refused = await ask()
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+            await wire.open()
+            await eventually(is_ready)
+            assert (await ask()).status_code == 200
+            await wire.cut()
+            await eventually(is_away)
+            assert (await ask()).status_code == 503
+            await wire.open()  # the server has the model still: it is no stranger's
+            await eventually(is_ready)
+            assert (await ask()).status_code == 200
+            assert await asyncio.to_thread(service.stop) == 0
+        finally:
+            await asyncio.to_thread(service.end)
+            await wire.cut()

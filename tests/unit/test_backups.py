@@ -418,7 +418,7 @@ def test_without_a_backup_nothing_is_migrated(file: Path) -> None:
     assert inspect(file).steps == ("m0001_registry",)
 
 
-@pytest.mark.parametrize("step", ["m0004_event_index", "m0007_current_status"])
+@pytest.mark.parametrize("step", ["m0004_event_index", "m0007_current_status", "m0011_remote_code"])
 def test_a_migration_that_is_killed_leaves_the_schema_before_it(file: Path, step: str) -> None:
     older(file)
     program = (

@@ -24,6 +24,7 @@ from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.metrics import Metrics
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.files import Progress
+from controlplane.registry.installation import Workshop
 from controlplane.registry.operation_store import OperationStore
 from controlplane.registry.operations import Operations
 from controlplane.registry.store import ModelStore
@@ -55,6 +56,7 @@ class RecordingInstaller:
         self.running = {}
         self.operations = Operations(OperationStore(store.db))
         self.asked = []
+        self.shop = Workshop(store, None, Settings())
 
     def install(self, model_id, version):
         self.asked.append((model_id, version))

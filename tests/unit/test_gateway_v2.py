@@ -25,7 +25,7 @@ from controlplane.gateway.errors import (
     lookup,
 )
 from controlplane.gateway.v2_checks import check_infer_body, decompress
-from controlplane.gateway.v2_http import parse_target
+from controlplane.gateway.v2_paths import parse_target
 
 LIMIT = 1_000_000
 
@@ -91,6 +91,7 @@ def test_a_good_request_passes_whole():
     checked = check(request)
     assert json.loads(checked.body) == request
     assert (checked.header_length, checked.batch_size) == (None, 2)
+    assert (checked.priority, checked.timeout_us, checked.in_sequence) == (2, 100, False)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_what_was_checked_is_what_is_sent():
     assert sent.count(b"shape") == 1
 
 
-def test_shared_memory_comes_later():
+def test_shared_memory_is_off_by_default():
     shared = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
     with pytest.raises(NotOffered):
         check({"inputs": [tensor(parameters=shared)]})
@@ -259,7 +260,7 @@ def test_bad_header_lengths(length):
 
 
 def test_a_raw_binary_request_has_no_json():
-    assert check(b"\x00\x01", header_length="0") == (b"\x00\x01", 0, None)
+    assert check(b"\x00\x01", header_length="0")[:3] == (b"\x00\x01", 0, None)
 
 
 @given(st.binary(max_size=2000))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import msgspec
 import numpy as np
 import pytest
 
 from controlplane.events import utc_now
 from controlplane.lifecycle.health import (
+    after_busy,
     after_failure,
     after_success,
     probe_fault,
@@ -28,6 +32,27 @@ def test_slow_answers_count_as_degraded_not_as_failed() -> None:
     assert slow.degraded
     assert not slow.must_leave
     assert not after_success(utc_now(), 2999.0).degraded
+
+
+def test_thresholds_of_attention() -> None:
+    now = utc_now()
+    status = None
+    for count in range(1, 7):
+        status = after_failure(status, now, "no answer")
+        assert status.failing_often is (count > 3)
+        assert status.requires_restart is (count >= 5)
+    assert after_success(now, 5000.1).slow
+    assert not after_success(now, 5000.0).slow
+    assert not after_success(now, 1.0).stale(now + timedelta(seconds=60))
+    assert after_success(now, 1.0).stale(now + timedelta(seconds=60.1))
+    assert after_success(now, 1.0).stale(now + timedelta(seconds=2), max_age=1)
+
+
+def test_a_busy_model_keeps_its_health() -> None:
+    first, later = utc_now(), utc_now() + timedelta(seconds=30)
+    failing = after_failure(None, first, "no answer")
+    assert after_busy(failing, later) == msgspec.structs.replace(failing, last_check=later)
+    assert after_busy(None, later).healthy
 
 
 def test_long_messages_are_cut() -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REGISTRY = {"model_catalog", "model", "model_version", "retired_version", "event_store"}
 LOCKS = {"model_lock", "locked_model_entry", "model_lock_revision"}
-TABLES = REGISTRY | LOCKS | {"operation"}
+TABLES = REGISTRY | LOCKS | {"operation", "memory_history"}
 
 
 @pytest.fixture
@@ -257,3 +257,29 @@ def test_times_sort_as_text() -> None:
     now = utc_now()
     assert to_text(now).endswith("Z")
     assert len(to_text(now)) == len(to_text(now.replace(microsecond=0)))
+
+
+# -- single steps --------------------------------------------------------------------------------
+
+
+def test_the_task_custom_comes_and_goes_with_its_models(db: Database) -> None:
+    store = ModelStore(db, EventBus())
+    store.register(NewModel(model_id="a/embed", task_type="txt2embed"))
+    store.register(NewModel(model_id="a/own", task_type="custom", source_url="/srv/own"))
+    store.set_pinned("a/embed", pinned=True)
+    migrate_down(db, to="m0007_current_status")
+    rows = db.execute("SELECT model_id, task_type, pinned, current_status FROM model").fetchall()
+    assert rows == [("a/embed", "txt2embed", 1, "registered")]
+    assert [row[0] for row in db.execute("SELECT DISTINCT model_id FROM model_version")] == [
+        db.execute("SELECT id FROM model").fetchone()[0]
+    ]
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        db.execute("UPDATE model SET task_type = 'custom'")
+    migrate_up(db)
+    store = ModelStore(db, EventBus())
+    assert store.get("a/embed").pinned
+    store.register(NewModel(model_id="a/own", task_type="custom", source_url="/srv/own"))
+    assert store.get("a/own").task_type == "custom"
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        db.execute("UPDATE model SET task_type = 'cooking'")
+    assert db.execute("PRAGMA foreign_key_check").fetchall() == []

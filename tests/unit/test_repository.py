@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.errors import ExportFailed
+from controlplane.errors import ExportFailed, TritonModelInvalid
 from controlplane.registry.model import ModelId
 from controlplane.registry.repository import ModelRepository
 from controlplane.triton.model_config import read_pbtxt, served_versions
@@ -286,3 +286,87 @@ def test_an_unwritable_repository_says_so(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Not a directory") as failure:
         ModelRepository(blocker / "repository").publish(MODEL, 1, artefact(tmp_path / "artefact"))
     assert failure.value.errno == errno.ENOTDIR
+
+
+# -- ready-made models -----------------------------------------------------------------------------
+
+
+def publish_ready_made(
+    repository: ModelRepository, version: int, model: str = "pass", **root: str
+) -> None:
+    """A version of a ready-made model with files beside its version folder."""
+    folder = repository.new_staging() / "artefact"
+    (folder / ".root" / "labels").mkdir(parents=True)
+    listed = {"model.py": model} | {f".root/labels/{name}": text for name, text in root.items()}
+    for path, text in listed.items():
+        (folder / path).write_text(text, encoding="utf-8")
+    files = [
+        {"path": path, "size": len(text), "sha256": text.ljust(64, "0")}
+        for path, text in listed.items()
+    ]
+    said = manifest(backend="python", files=files, ready_made={}, version=f"v{version}")
+    (folder / "manifest.json").write_text(json.dumps(said), encoding="utf-8")
+    text = (
+        f'name: "{NAME}" backend: "python" version_policy {{ specific {{ versions: {version} }} }}'
+    )
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+    repository.publish(MODEL, version, folder)
+
+
+def beside(repository: ModelRepository) -> dict[str, str]:
+    home = repository.root / NAME / "labels"
+    return {path.name: path.read_text(encoding="utf-8") for path in home.glob("*")}
+
+
+def test_root_files_are_there_as_long_as_a_version_needs_them(repository: ModelRepository) -> None:
+    publish_ready_made(repository, 1, one="1", both="b")
+    publish_ready_made(repository, 2, two="2", both="b")
+    assert beside(repository) == {"one": "1", "two": "2", "both": "b"}
+    assert not repository.fit_together(NAME, 1, 2)
+    repository.remove_version(MODEL, 1)
+    assert beside(repository) == {"two": "2", "both": "b"}
+    repository.remove_version(MODEL, 2)
+    assert not (repository.root / NAME).exists()
+
+
+def test_a_version_whose_root_files_differ_is_not_published(repository: ModelRepository) -> None:
+    publish_ready_made(repository, 1, same="a")
+    with pytest.raises(TritonModelInvalid, match=r"labels/same: differs from that of version v1"):
+        publish_ready_made(repository, 2, same="b")
+    assert repository.versions(NAME) == [1]
+    assert beside(repository) == {"same": "a"}
+    publish_ready_made(repository, 1, same="b")  # replaced as a whole: an install that is repeated
+    assert beside(repository) == {"same": "b"}
+
+
+def test_its_code_and_configuration_are_its_own(repository: ModelRepository) -> None:
+    publish_ready_made(repository, 3, model="x = 3")
+    folder = repository.root / NAME / "3"
+    assert (folder / "model.py").read_text(encoding="utf-8") == "x = 3"
+    assert list((folder / "__pycache__").iterdir())
+    assert served(repository) == [3]
+    assert repository.manifest(NAME, 3)["ready_made"] == {}
+
+
+@pytest.mark.parametrize("left", ["version", "root files"])
+def test_what_a_crash_left_of_a_removal_can_be_removed(
+    repository: ModelRepository, left: str
+) -> None:
+    publish_ready_made(repository, 1, one="1")
+    if left == "version":  # the root files went first
+        shutil.rmtree(repository.root / NAME / "labels")
+    again = ModelRepository(repository.root)
+    again.remove_version(MODEL, 1)
+    assert not (again.root / NAME).exists()
+
+
+def test_a_damaged_manifest_does_not_keep_a_version_from_being_removed(
+    repository: ModelRepository,
+) -> None:
+    publish_ready_made(repository, 1, one="1")
+    publish_ready_made(repository, 2, one="1")
+    (repository.root / NAME / "1" / "manifest.json").write_text("{")
+    again = ModelRepository(repository.root)
+    again.remove_version(MODEL, 1)
+    assert again.versions(NAME) == [2]
+    assert beside(again) == {"one": "1"}

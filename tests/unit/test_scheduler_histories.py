@@ -282,6 +282,17 @@ class Histories(RuleBasedStateMachine):
             size = need(name) * data.draw(st.sampled_from([0.5, 1.0]))
             self.call(future.set_result, Loaded(size, None, 0.1, 1.0))
 
+    @precondition(lambda self: self.effects.loading)
+    @rule(data=st.data(), turns=st.integers(0, 6))
+    def give_up_in_the_moment_of_the_grant(self, data: st.DataObject, turns: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.effects.loading)))
+        self.effects.loading[name].set_result(Loaded(need(name), None, 0.1, 1.0))
+        self.loop.turns(turns)
+        for client in self.clients:
+            if label(client.target) == name and client.task is not None:
+                client.task.cancel()
+        self.settle()
+
     @precondition(lambda self: self.effects.unloading)
     @rule(data=st.data())
     def end_an_unload(self, data: st.DataObject) -> None:

@@ -266,3 +266,25 @@ async def test_a_repository_that_cannot_be_read_says_so(store: ModelStore, hub: 
     assert update.error is not None
     assert not update.outdated
     assert hub.asked("/refs") == 2  # 401 is not tried again
+
+
+async def test_many_models_are_asked_about_at_a_time_and_none_waits_for_the_slow(
+    store: ModelStore, hub: LocalHub
+) -> None:
+    for number in range(12):
+        hub.add(f"org/m{number:02}", {"config.json": b"1"})
+        store.register(NewModel(model_id=f"org/m{number:02}", task_type="txt2embed"))
+    for number in range(7):  # all of those that are asked at once, but one
+        hub.stall(f"org/m{number:02}/refs", times=9)
+    updates = await outdated(store, within=2.0)
+    assert [update.model_id for update in updates] == [f"org/m{n:02}" for n in range(12)]
+    assert [update.error is None for update in updates] == [False] * 7 + [True] * 5
+    assert "did not answer for all models within 2 s" in (updates[0].error or "")
+
+
+def test_more_models_than_a_query_takes_parameters(store: ModelStore) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("controlplane.registry.rows._MOST_PARAMETERS", 2)
+        for number in range(5):
+            store.register(NewModel(model_id=f"org/m{number}", task_type="txt2embed"))
+        assert [len(model.versions) for model in store.every_model()] == [1] * 5

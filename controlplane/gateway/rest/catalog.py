@@ -43,6 +43,13 @@ class CatalogEntryBody(Request):
     pinned: Annotated[
         bool, Meta(description="The version must be a commit or a semantic version.")
     ] = False
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     keep_loaded: KeepLoaded | None = None
     idle_ttl: IdleTtl | None = None
@@ -119,7 +126,6 @@ async def sync_catalog(
         services.store,
         services.installer,
         [entry.to_domain() for entry in data.models],
-        services.settings.data_dir,
         use=use,
         dry_run=data.dry_run,
     )

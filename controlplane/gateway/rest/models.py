@@ -24,6 +24,7 @@ from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.catalog import pick
 from controlplane.registry.model import Model, ModelId
 from controlplane.registry.registration import register
+from controlplane.registry.remote_code import check_permitted
 from controlplane.registry.upgrades import ensure_version
 
 TAGS = ["Models"]
@@ -46,13 +47,14 @@ IfNoneMatch = Annotated[
     operation_id="registerModel",
     summary="Register a model",
     tags=TAGS,
-    responses=failures(400, 409, 413, 415, 502),
+    responses=failures(400, 409, 413, 415, 502, 507),
 )
 async def register_model(
     data: JSONBody[RegisterModelRequest], services: GivenServices
 ) -> ModelResponse:
-    """Enter a model in the catalog. Only small files are looked at, nothing is downloaded yet."""
-    model = await register(services.store, data.to_domain(), services.settings.data_dir)
+    """Enter a model in the catalog. Without a task its small files are looked at; for an archive,
+    that takes its download, which the installation then uses."""
+    model = await register(services.installer.shop, data.to_domain())
     name_model(model.model_id)
     return ModelResponse.of(model)
 
@@ -204,8 +206,13 @@ async def download_model(
     """
     name = model_name(org, repo)
     wanted = data.version if data else None
+    trusted = data is not None and data.trust_remote_code
+    allowed = services.settings.allow_remote_code
+    check_permitted(name, trusted=trusted, allowed=allowed)
+    if wanted is None and trusted:
+        wanted = services.store.get(name).current_version
     if wanted is not None:
-        wanted = ensure_version(services.store, name, wanted).version
+        wanted = ensure_version(services.store, name, wanted, trust_remote_code=trusted).version
     operation = services.installer.install(name, wanted)
     body = OperationResponse.of(operation)
     return Response(body, status_code=202, headers={"Location": body.links.self})

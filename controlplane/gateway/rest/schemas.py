@@ -20,6 +20,7 @@ from controlplane.registry.model import (
     NewModel,
     ResourceRequirements,
 )
+from controlplane.registry.ready_artefact import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,6 +105,13 @@ class RegisterModelRequest(Request):
     created_by: str | None = None
     keep_loaded: KeepLoaded = False
     idle_ttl: IdleTtl | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
@@ -186,6 +194,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     pinned: bool
     keep_loaded: bool
     idle_ttl: float | UnsetType = UNSET
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
@@ -247,6 +256,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             pinned=model.pinned,
             keep_loaded=model.keep_loaded,
             idle_ttl=present(model.idle_ttl),
+            trust_remote_code=current.trust_remote_code,
         )
 
 
@@ -265,6 +275,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
         "max_seq_length": embedding.get("max_seq_length"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
+        "ready_made": describe(manifest),
     }
     return {name: value for name, value in chosen.items() if value is not None}
 
@@ -283,6 +294,13 @@ class ModelPage(msgspec.Struct, kw_only=True):
 
 class DownloadRequest(Request):
     version: Version | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code). For versions that were not downloaded yet."
+        ),
+    ] = False
 
 
 # -- lifecycle ---------------------------------------------------------------------------------

@@ -29,6 +29,14 @@ class AddVersionRequest(Request):
     version: Version
     metadata: Json = msgspec.field(default_factory=dict)
     resource_requirements: Requirements | None = None
+    created_by: str | None = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run code of the repository while it is converted; the server has to allow "
+            "it (allow_remote_code)."
+        ),
+    ] = False
 
     def fields(self) -> Json:
         """Arguments of `ModelStore.add_version`."""
@@ -36,6 +44,8 @@ class AddVersionRequest(Request):
         return {
             "metadata": self.metadata,
             "resource_requirements": None if needs is None else needs.to_domain(),
+            "created_by": self.created_by,
+            "trust_remote_code": self.trust_remote_code,
         }
 
 
@@ -53,6 +63,7 @@ class VersionResponse(msgspec.Struct, kw_only=True):
     created_at: datetime
     updated_at: datetime
     version_number: int
+    trust_remote_code: bool
     error: str | UnsetType = UNSET
     revision: str | UnsetType = UNSET
     checksum: str | UnsetType = UNSET
@@ -80,6 +91,7 @@ class VersionResponse(msgspec.Struct, kw_only=True):
             created_at=version.created_at,
             updated_at=version.updated_at,
             version_number=version.version_number,
+            trust_remote_code=version.trust_remote_code,
             error=present(version.error_message),
             revision=present(version.revision),
             checksum=present(version.checksum),

@@ -26,6 +26,7 @@ from controlplane.gateway.rest.version_schemas import (
 from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.versions import remove_version, use_version
 from controlplane.registry.catalog import pick
+from controlplane.registry.remote_code import check_permitted
 from controlplane.registry.upgrades import choose_upgrade, outdated
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ async def add_version(
     services: GivenServices,
 ) -> VersionResponse:
     """Enter a further version of a model. Nothing is downloaded, the current one stays."""
+    allowed = services.settings.allow_remote_code
+    check_permitted(f"{org}/{repo}", trusted=data.trust_remote_code, allowed=allowed)
     added = services.store.add_version(model_name(org, repo), data.version, **data.fields())
     return _render(services, services.store.get(added.model_id), added)
 

@@ -66,7 +66,7 @@ class Model(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., id: _Optional[str] = ..., catalog_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., source_url: _Optional[str] = ..., custom_params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., version_number: _Optional[int] = ..., pinned: bool = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("id", "model_id", "version", "checksum", "artifact_uri", "resource_requirements", "framework", "framework_version", "metadata", "created_at", "updated_at", "version_number", "status", "triton_version", "revision", "backend", "engine", "requirements_declared", "measured_memory_mb", "artefact_bytes", "artefact_checksum", "artefact", "error_message", "created_by")
+    __slots__ = ("id", "model_id", "version", "checksum", "artifact_uri", "resource_requirements", "framework", "framework_version", "metadata", "created_at", "updated_at", "version_number", "status", "triton_version", "revision", "backend", "engine", "requirements_declared", "measured_memory_mb", "artefact_bytes", "artefact_checksum", "artefact", "error_message", "created_by", "trust_remote_code")
     ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class ModelVersion(_message.Message):
     ARTEFACT_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    TRUST_REMOTE_CODE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model_id: str
     version: str
@@ -115,10 +116,11 @@ class ModelVersion(_message.Message):
     artefact: _struct_pb2.Struct
     error_message: str
     created_by: str
-    def __init__(self, id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., checksum: _Optional[str] = ..., artifact_uri: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., framework: _Optional[str] = ..., framework_version: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version_number: _Optional[int] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., triton_version: _Optional[int] = ..., revision: _Optional[str] = ..., backend: _Optional[str] = ..., engine: _Optional[str] = ..., requirements_declared: bool = ..., measured_memory_mb: _Optional[float] = ..., artefact_bytes: _Optional[int] = ..., artefact_checksum: _Optional[str] = ..., artefact: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ..., created_by: _Optional[str] = ...) -> None: ...
+    trust_remote_code: bool
+    def __init__(self, id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., checksum: _Optional[str] = ..., artifact_uri: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., framework: _Optional[str] = ..., framework_version: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version_number: _Optional[int] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., triton_version: _Optional[int] = ..., revision: _Optional[str] = ..., backend: _Optional[str] = ..., engine: _Optional[str] = ..., requirements_declared: bool = ..., measured_memory_mb: _Optional[float] = ..., artefact_bytes: _Optional[int] = ..., artefact_checksum: _Optional[str] = ..., artefact: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ..., created_by: _Optional[str] = ..., trust_remote_code: bool = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
-    __slots__ = ("model_id", "version", "task_type", "display_name", "description", "source_url", "resource_requirements", "config")
+    __slots__ = ("model_id", "version", "task_type", "display_name", "description", "source_url", "resource_requirements", "config", "trust_remote_code")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +129,7 @@ class RegisterModelRequest(_message.Message):
     SOURCE_URL_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_REQUIREMENTS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    TRUST_REMOTE_CODE_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     task_type: _common_pb2.TaskType
@@ -135,7 +138,8 @@ class RegisterModelRequest(_message.Message):
     source_url: str
     resource_requirements: _common_pb2.ResourceRequirements
     config: _struct_pb2.Struct
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., source_url: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    trust_remote_code: bool
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., source_url: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., trust_remote_code: bool = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model_id",)

@@ -1,0 +1,114 @@
+"""HTTP requests whose server dies or whose client leaves, with the whole product running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.models import tiny_bert
+from tests.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.triton]
+
+TINY = "tests/tiny-bert"
+V2 = f"/v2/models/{TINY}/infer"
+REST = f"/api/v1/infer/{TINY}"
+V2_BODY = {
+    "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1, 1], "data": ["hello"]}]
+}
+REST_BODY = {"input_data": {"text": "hello"}}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    home = tmp_path_factory.mktemp("http-faults")
+    source = tiny_bert(home / "source")
+    running = Service(home / "own").start()
+    try:
+        with running.client() as client:
+            client.install(TINY, source_url=source.as_uri(), timeout=120)
+            client.load(TINY)
+        yield running
+    finally:
+        running.end()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.02)
+
+
+def active(service: Service) -> int:
+    """Requests that hold the model."""
+    with service.client() as client:
+        loaded = client.status().loaded_models
+        return next((m.active_requests for m in loaded if m.model_id == TINY), 0)
+
+
+@contextlib.contextmanager
+def stopped(service: Service) -> Iterator[None]:
+    """Triton and the model's process stand still meanwhile: a request stays under way."""
+    family = [p for p in service.family() if "triton" in p.name()]
+    assert len(family) == 2
+    for process in family:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in family:
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+
+
+def test_kill_9_of_triton_with_a_request_under_way_is_not_seen_by_its_client(
+    service: Service,
+) -> None:
+    answers: list[httpx.Response] = []
+
+    def call() -> None:
+        answers.append(httpx.post(service.url + V2, json=V2_BODY, timeout=90))
+
+    httpx.post(service.url + V2, json=V2_BODY, timeout=60).raise_for_status()
+    thread = threading.Thread(target=call)
+    with stopped(service):
+        thread.start()
+        until(lambda: active(service) == 1)
+        (triton,) = [p for p in service.family() if p.name() == "tritonserver"]
+        triton.kill()
+    thread.join(120)
+    (answer,) = answers
+    assert (answer.status_code, answer.json().get("model_name")) == (200, "tests--tiny-bert")
+    assert "request is sent once more" in service.log
+
+
+@pytest.mark.parametrize(("path", "body"), [(V2, V2_BODY), (REST, REST_BODY)])
+def test_a_client_that_leaves_takes_its_lease_along(
+    service: Service, path: str, body: dict[str, object]
+) -> None:
+    httpx.post(service.url + path, json=body, timeout=60).raise_for_status()
+    address = urlsplit(service.url)
+    sent = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(sent)}\r\n\r\n"
+    )
+    with stopped(service):
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            connection.sendall(head.encode() + sent)
+            until(lambda: active(service) == 1)
+        until(lambda: active(service) == 0, seconds=5.0)
+    httpx.post(service.url + path, json=body, timeout=60).raise_for_status()
