@@ -18,7 +18,7 @@ import httpx
 from controlplane import client_background as background
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
-from controlplane import client_memory, client_versions
+from controlplane import client_memory, client_versions, client_watching
 from controlplane import client_operations as operations
 from controlplane.client_http import (
     api_error,
@@ -129,7 +129,11 @@ class ModelMoraClient:
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
     events = _sync(operations.events)
-    follow_events = _sync(operations.follow_events)
+    follow_events = _sync(client_watching.follow_events)
+    lifecycle = _sync(client_watching.lifecycle)
+    lifecycle_events = _sync(client_watching.lifecycle_events)
+    model_status = _sync(client_watching.model_status)
+    metrics = _sync(client_watching.metrics)
     backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
     create_lock = _sync(lock_operations.create_lock)
@@ -237,7 +241,11 @@ class AsyncModelMoraClient:
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
     events = _async(operations.events)
-    follow_events = _async(operations.follow_events)
+    follow_events = _async(client_watching.follow_events)
+    lifecycle = _async(client_watching.lifecycle)
+    lifecycle_events = _async(client_watching.lifecycle_events)
+    model_status = _async(client_watching.model_status)
+    metrics = _async(client_watching.metrics)
     backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
     create_lock = _async(lock_operations.create_lock)

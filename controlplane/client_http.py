@@ -78,7 +78,8 @@ def unreachable(url: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise ServerUnreachable(url, "timed out") from error
+        connected = not isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
+        raise ServerUnreachable(url, "timed out", timed_out=connected) from error
     except httpx.TransportError as error:
         raise ServerUnreachable(url, _reason(error)) from error
 

@@ -15,7 +15,6 @@ from controlplane.client_types import (
     CacheContent,
     CachePruned,
     CacheVerified,
-    Event,
     EventPage,
     Health,
     InferResult,
@@ -31,7 +30,7 @@ from controlplane.client_types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _POLL_SECONDS = 0.25
 
@@ -181,6 +180,7 @@ def events(
     event_type: str | None = None,
     model_id: str | None = None,
     aggregate_id: str | None = None,
+    aggregate_type: str | None = None,
     since: str | None = None,
     until: str | None = None,
     after: int | None = None,
@@ -198,47 +198,13 @@ def events(
         event_type=event_type,
         model_id=model_id,
         aggregate_id=aggregate_id,
+        aggregate_type=aggregate_type,
         since=since,
         until=until,
         after=after,
     )
     params = filters | {"page": page, "page_size": page_size}
     return ask("GET", "/api/v1/events", EventPage, params=params)
-
-
-def follow_events(
-    on_event: Callable[[Event], None],
-    *,
-    event_type: str | None = None,
-    model_id: str | None = None,
-    since: str | None = None,
-    after: int | None = None,
-) -> Steps[None]:
-    """Call `on_event` for every event, twice a second those that are new; never returns.
-
-    It begins after the event `after`, at the time `since`, or with what comes. A server that is
-    restarted meanwhile is waited for; nothing is left out or told twice.
-    """
-    if after is None:
-        after = 0 if since is not None else (yield from _latest())
-    while True:
-        try:
-            found = yield from events(
-                event_type=event_type, model_id=model_id, since=since, after=after, page_size=100
-            )
-        except ServerUnreachable:
-            yield Pause(1.0)
-            continue
-        for event in found.data:
-            on_event(event)
-        after = found.next_after
-        if not found.data:
-            yield Pause(0.5)
-
-
-def _latest() -> Steps[int]:
-    page = yield from events(page_size=1)
-    return page.data[0].sequence if page.data else 0
 
 
 def backup(name: str | None = None) -> Steps[Backup]:

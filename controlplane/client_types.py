@@ -44,13 +44,18 @@ class ModelMoraApiError(ModelMoraClientError):
 
 
 class ServerUnreachable(ModelMoraClientError):
-    """No answer could be had from the server at `url`."""
+    """No answer could be had from the server at `url`.
 
-    def __init__(self, url: str, why: str) -> None:
+    Attributes:
+        timed_out: somebody listens there and said nothing for too long.
+    """
+
+    def __init__(self, url: str, why: str, *, timed_out: bool = False) -> None:
         super().__init__(
             f"No answer from ModelMora at {url} ({why}): is `modelmora serve` running?"
         )
         self.url = url
+        self.timed_out = timed_out
 
 
 class InstallFailed(ModelMoraClientError):
@@ -141,8 +146,23 @@ class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None = None
 
 
+class LoadTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Loads of a version since the service began; times in seconds."""
+
+    count: int = 0
+    failures: int = 0
+    last_seconds: float | None = None
+    mean_seconds: float | None = None
+    max_seconds: float | None = None
+    last_failure: str | None = None
+    last_failure_at: datetime | None = None
+
+
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in memory; memory in MB."""
+    """A version of a model and where it stands; memory in MB.
+
+    `memory_source` says where the figure comes from: measured, last_measured, declared, estimated.
+    """
 
     model_id: str
     version: str
@@ -158,6 +178,20 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     process_id: int | None = None
     gpu_vram_mb: float | None = None
     health_status: HealthStatus | None = None
+    waiting_requests: int = 0
+    estimated_memory_mb: float | None = None
+    measured_memory_mb: float | None = None
+    memory_source: str | None = None
+    state_since: datetime | None = None
+    keep_loaded: bool = False
+    cache_hits: int = 0
+    cache_misses: int = 0
+    coalesced_requests: int = 0
+    evictions: int = 0
+    unhealthy_count: int = 0
+    last_unload_reason: str | None = None
+    loads: LoadTimes | None = None
+    retry_at: datetime | None = None
 
 
 class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,6 +233,49 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, int] = {}
     triton: dict[str, Any] = {}
     gpu: dict[str, Any] = {}
+    queue_depth: dict[str, int] = {}
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory for models in MB: of `used_mb`, `reserved_mb` are for loads under way and `leaving_mb`
+    are being freed."""
+
+    budget_mb: float
+    used_mb: float
+    reserved_mb: float = 0.0
+    leaving_mb: float = 0.0
+    free_mb: float = 0.0
+    models: int = 0
+    max_models: int = 0
+
+
+class WaitingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that waits for a load. `priority` is 1 (critical) to 4 (low)."""
+
+    model_id: str
+    version: str
+    priority: int
+    waits_for: str
+    waited_seconds: float
+
+
+class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
+    """What the lifecycle manager sees.
+
+    `waiting` is in the order of their turn, at most 100 of `waiting_count`; `last_event` is the
+    cursor to follow the events from.
+    """
+
+    time: datetime
+    memory: Budget
+    models: list[LoadedModel] = []
+    waiting: list[WaitingRequest] = []
+    waiting_count: int = 0
+    triton: dict[str, Any] = {}
+    queue_depth: dict[str, int] = {}
+    uptime_seconds: float = 0.0
+    device: str = "cpu"
+    last_event: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +324,14 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Event]
     pagination: Pagination | None = None
     next_after: int | None = None
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The cursor lay beyond the end of the store, as after an older backup was restored: what the
+    store once had after `goes_on_after` is lost."""
+
+    asked_after: int
+    goes_on_after: int
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):

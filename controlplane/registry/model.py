@@ -212,6 +212,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     """What the lifecycle needs to know of a ready version to load it and route to it.
 
     Attributes:
+        need_source: where `need_mb` comes from, for those who look.
         floating: it was asked for without a version: a switch of the current version may give the
             request to the new one.
     """
@@ -223,6 +224,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     triton_name: str
     triton_version: int
     need_mb: float
+    need_source: str = "estimated"
     floating: bool = False
 
     @property

@@ -94,6 +94,7 @@ class StillServer:
 
     def __init__(self):
         self.state = "ready"
+        self.pid = None
         self.endpoints = Endpoints(grpc_url="127.0.0.1:1", http_url="http://127.0.0.1:2")
 
 

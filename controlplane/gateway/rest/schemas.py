@@ -5,6 +5,7 @@ Absent values are UNSET, never null: what has no value is left out (domain §1.6
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -12,6 +13,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from controlplane.lifecycle.history import ModelHistory
+    from controlplane.lifecycle.queue_view import WaitingView
     from controlplane.lifecycle.resident import ResidentView
 
 T = TypeVar("T")
@@ -82,8 +87,40 @@ class HealthStatus(msgspec.Struct, kw_only=True):
     response_time_ms: float | UnsetType = UNSET
 
 
+class LoadTimes(msgspec.Struct, kw_only=True):
+    """Loads of a version since the service began; times in seconds."""
+
+    count: int
+    failures: int
+    last_seconds: float | UnsetType = UNSET
+    mean_seconds: float | UnsetType = UNSET
+    max_seconds: float | UnsetType = UNSET
+    last_failure: str | UnsetType = UNSET
+    last_failure_at: datetime | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, history: ModelHistory) -> LoadTimes:
+        return cls(
+            count=history.loads,
+            failures=history.failures,
+            last_seconds=_rounded(history.last_load_seconds),
+            mean_seconds=_rounded(history.mean_load_seconds),
+            max_seconds=_rounded(history.max_load_seconds),
+            last_failure=present(history.last_failure),
+            last_failure_at=present(history.last_failure_at),
+        )
+
+
+def _rounded(value: float | None) -> float | UnsetType:
+    return UNSET if value is None else round(value, 3)
+
+
 class ModelStatusResponse(msgspec.Struct, kw_only=True):
-    """A model in memory, on its way there, or failed to get there."""
+    """A version of a model: where it stands between disk and clients, and what it went through.
+
+    Memory is MB. `request_count` counts since it was loaded, hits and misses since the service
+    began.
+    """
 
     model_id: Id
     version: Version
@@ -99,10 +136,43 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
     gpu_vram_mb: float | UnsetType = UNSET
+    waiting_requests: Annotated[
+        int, Meta(description="Requests that wait for its load, or for their turn.")
+    ] = 0
+    estimated_memory_mb: Annotated[
+        float | UnsetType, Meta(description="What a load reserves of the budget.")
+    ] = UNSET
+    measured_memory_mb: Annotated[
+        float | UnsetType, Meta(description="Its processes' memory, when last looked at.")
+    ] = UNSET
+    memory_source: Annotated[
+        Literal["measured", "last_measured", "declared", "estimated"] | UnsetType,
+        Meta(
+            description="Where `memory_usage_mb`, or `estimated_memory_mb` of a model that is not "
+            "in memory, comes from: measured now, at an earlier load, declared at registration, or "
+            "estimated from its files."
+        ),
+    ] = UNSET
+    state_since: datetime | UnsetType = UNSET
     keep_loaded: bool = False
+    cache_hits: Annotated[int, Meta(description="Requests that found it loaded.")] = 0
+    cache_misses: Annotated[int, Meta(description="Requests that did not.")] = 0
+    coalesced_requests: Annotated[
+        int, Meta(description="Of these, those that joined a load others had asked for.")
+    ] = 0
+    evictions: int = 0
+    unhealthy_count: Annotated[
+        int, Meta(description="How often it was taken out of service and loaded afresh.")
+    ] = 0
+    last_unload_reason: str | UnsetType = UNSET
+    loads: LoadTimes | UnsetType = UNSET
+    retry_at: Annotated[
+        datetime | UnsetType, Meta(description="When a failed model may be tried again.")
+    ] = UNSET
 
     @classmethod
     def of(cls, view: ResidentView) -> ModelStatusResponse:
+        history = view.history
         return cls(
             model_id=view.model_id,
             version=view.version,
@@ -124,7 +194,20 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
             gpu_vram_mb=UNSET if view.gpu_mb is None else round(view.gpu_mb, 1),
+            waiting_requests=view.waiting_requests,
+            estimated_memory_mb=round(view.estimated_mb, 1),
+            measured_memory_mb=round(view.memory_mb, 1) if view.measured else UNSET,
+            memory_source=view.memory_source,  # type: ignore[arg-type]
+            state_since=present(history.since),
             keep_loaded=view.keep_loaded,
+            cache_hits=view.hits,
+            cache_misses=view.misses,
+            coalesced_requests=view.coalesced,
+            evictions=history.evictions,
+            unhealthy_count=history.unhealthy,
+            last_unload_reason=present(history.last_unload_reason),
+            loads=LoadTimes.of(history),
+            retry_at=present(view.retry_at),
         )
 
 
@@ -199,15 +282,94 @@ class GpuStatus(msgspec.Struct, kw_only=True):
 
 
 class TritonStatus(msgspec.Struct, kw_only=True):
+    """`restarts` since the service began; `since` is when it was last lost or came back."""
+
     state: Literal["stopped", "starting", "ready", "lost"]
     kind: Literal["embedded", "external"]
     grpc_url: str
     http_url: str
+    restarts: int = 0
+    since: datetime | UnsetType = UNSET
+    process_id: int | UnsetType = UNSET
 
 
 class ModelCounts(msgspec.Struct, kw_only=True):
     registered: int
     ready: int
+
+
+class QueueDepth(msgspec.Struct, kw_only=True):
+    """Requests that wait for a model to be loaded, by priority."""
+
+    critical_priority: int = 0
+    high_priority: int = 0
+    medium_priority: int = 0
+    low_priority: int = 0
+
+    @classmethod
+    def of(cls, waiting: Iterable[WaitingView]) -> QueueDepth:
+        found = Counter(view.priority for view in waiting)
+        return cls(
+            critical_priority=found[1],
+            high_priority=found[2],
+            medium_priority=found[3],
+            low_priority=found[4],
+        )
+
+
+class BudgetStatus(msgspec.Struct, kw_only=True):
+    """Memory for models, in MB, and places for them.
+
+    Attributes:
+        used_mb: what counts against the budget: measured, reserved, or being freed.
+        reserved_mb: the part of it that belongs to models that are being loaded.
+        leaving_mb: the part of it that is being freed.
+    """
+
+    budget_mb: float
+    used_mb: float
+    reserved_mb: float
+    leaving_mb: float
+    free_mb: float
+    models: int
+    max_models: int
+
+
+class WaitingRequest(msgspec.Struct, kw_only=True):
+    """`priority` is 1 (critical) to 4 (low)."""
+
+    model_id: Id
+    version: Version
+    priority: int
+    waits_for: Literal[
+        "load", "room", "unload", "healing", "version_switch", "turn", "retry", "triton"
+    ]
+    waited_seconds: float
+
+    @classmethod
+    def of(cls, view: WaitingView) -> WaitingRequest:
+        return cls(**msgspec.structs.asdict(view))
+
+
+class LifecycleResponse(msgspec.Struct, kw_only=True):
+    """What the lifecycle manager sees.
+
+    Attributes:
+        waiting: requests that wait for a load, in the order of their turn; at most 100 of
+            `waiting_count`.
+        last_event: `sequence` of the newest event: follow the events from here.
+    """
+
+    time: datetime
+    uptime_seconds: float
+    device: str
+    memory: BudgetStatus
+    triton: TritonStatus
+    models: list[ModelStatusResponse]
+    waiting: list[WaitingRequest]
+    waiting_count: int
+    queue_depth: QueueDepth
+    last_event: int
 
 
 class SystemStatus(msgspec.Struct, kw_only=True):
@@ -218,6 +380,7 @@ class SystemStatus(msgspec.Struct, kw_only=True):
     triton: TritonStatus
     loaded_models: list[ModelStatusResponse]
     models: ModelCounts
+    queue_depth: QueueDepth
 
 
 class Alive(msgspec.Struct, kw_only=True):
