@@ -505,6 +505,10 @@ class LoadFailed(ModelMoraError):
         )
 
 
+class LoadInterrupted(LoadFailed):
+    """The model's process died while it was loaded: the next attempt may go well."""
+
+
 class ModelUnhealthy(ModelMoraError):
     code = "MODEL_UNHEALTHY"
     retry_after = 5.0

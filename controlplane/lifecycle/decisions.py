@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from controlplane.lifecycle.policy import Room, evictions_for
+from controlplane.lifecycle.policy import NOTHING, Room, evictions_for
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.turns import Turns
 
@@ -36,6 +36,7 @@ class Decisions:
         self._switching = switching
         self._turns = Turns(ledger, residency)
         self._timer: asyncio.TimerHandle | None = None
+        self._promised = NOTHING
         self.blocked = False
         self._bound_by_turns = True  # what blocks is nothing but that models have their turns
 
@@ -83,8 +84,13 @@ class Decisions:
     # -- in --------------------------------------------------------------------------------
 
     def _serve_the_line(self) -> bool:
-        """Start the loads that somebody waits for; False when the first in line must wait."""
+        """Start the loads that somebody waits for; False when one of them must wait for room.
+
+        Room is made for all of them at a time: an unload takes a second, most of it waiting. What
+        an earlier one waits for is promised to it (rule 5).
+        """
         ledger = self._ledger
+        self._promised = NOTHING
         for resident in self._line():
             switch = ledger.switch_of(resident)
             if switch is not None and switch.holds_back(resident):
@@ -93,8 +99,8 @@ class Decisions:
                 resident.fail_waiters(reason)
             elif not self._start_or_make_room(resident, resident.waiting_since()):
                 self.blocked = True
-                return False  # rule 5
-        return True
+                self._promised = self._promised.plus(Room(resident.need_mb, 1))
+        return self._promised is NOTHING
 
     def _line(self) -> list[Resident]:
         """Those that are waited for, the first to be loaded first."""
@@ -147,14 +153,14 @@ class Decisions:
         return False
 
     def _fits(self, resident: Resident) -> bool:
-        free = self._ledger.free()
+        free = self._ledger.free().minus(self._promised)
         return resident.need_mb <= free.memory_mb and free.slots >= 1
 
     # -- out -------------------------------------------------------------------------------
 
     def _make_room(self, resident: Resident, waiting_since: float | None) -> None:
         """Evict those whose turn is over; ask busy ones to leave for who waits too long."""
-        need, coming = Room(resident.need_mb, 1), self._coming()
+        need, coming = Room(resident.need_mb, 1), self._coming().minus(self._promised)
         holding = self._ledger.holding()
         victims = self._residents(evictions_for(need, coming, self._turns.leavers(holding)))
         if victims is None and waiting_since is not None:

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
+from controlplane.errors import (
+    LoadFailed,
+    LoadInterrupted,
+    LoadTimeout,
+    ModelMoraError,
+    ServiceUnavailable,
+)
 from controlplane.lifecycle import health, memory, ready_probe
 from controlplane.lifecycle.elsewhere import Probes
 from controlplane.lifecycle.growth import ServerGrowth
 from controlplane.lifecycle.unloading import Key, Unloading
-from controlplane.triton.failures import TritonError, TritonTimeout, TritonUnavailable
+from controlplane.triton.failures import (
+    StubUnhealthy,
+    TritonError,
+    TritonTimeout,
+    TritonUnavailable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +111,7 @@ class TritonEffects:
         Raises:
             LoadTimeout: not done after `timeout` seconds; the server may be stuck in the call.
             LoadFailed: Triton or the test inference refused, with the reason.
+            LoadInterrupted: the model's process died meanwhile.
             ServiceUnavailable: the server is gone.
         """
         async with self._turns[servable.triton_name]:
@@ -122,6 +134,9 @@ class TritonEffects:
             raise LoadTimeout(servable.model_id, timeout) from error
         except TritonUnavailable as error:
             raise ServiceUnavailable(f"Triton is not reachable: {error}") from error
+        except StubUnhealthy as error:
+            await self._clean_up(servable)
+            raise LoadInterrupted(servable.model_id, str(error)) from error
         except (TritonError, OSError, ModelMoraError) as error:
             await self._clean_up(servable)
             raise LoadFailed(servable.model_id, _reason(error)) from error

@@ -88,6 +88,17 @@ class Room(msgspec.Struct, frozen=True):
     memory_mb: float
     slots: int
 
+    def plus(self, other: Room) -> Room:
+        """Both together."""
+        return Room(self.memory_mb + other.memory_mb, self.slots + other.slots)
+
+    def minus(self, other: Room) -> Room:
+        """What is left when `other` is taken."""
+        return Room(self.memory_mb - other.memory_mb, self.slots - other.slots)
+
+
+NOTHING = Room(0.0, 0)
+
 
 def evictions_for(need: Room, free: Room, residents: Iterable[Candidate]) -> list[Candidate] | None:
     """The models to evict so that `need` fits into what is free.

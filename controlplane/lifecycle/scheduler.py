@@ -9,8 +9,8 @@ rules (numbers as in docs/lifecycle.md):
 2. One load per model at a time; all who ask meanwhile wait for that one.
 3. A model with a lease or a waiter is never evicted.
 4. Memory being freed counts until its process has ended.
-5. Waiting loads are served in order of priority, then of arrival; memory freed for the first of
-   them is not taken by a later one.
+5. Waiting loads are served in order of priority, then of arrival; room is made for all of
+   them at a time, and what is freed for an earlier one is not taken by a later one.
 6. A model that cannot fit into the whole budget is refused before anybody is evicted.
 7. A failed load fails all its waiters with the cause; then requests are answered with that
    cause until the backoff has passed.

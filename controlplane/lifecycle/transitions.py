@@ -14,7 +14,13 @@ import msgspec
 import structlog
 
 from controlplane import events
-from controlplane.errors import LoadFailed, ModelMoraError, ModelUnhealthy, ServiceUnavailable
+from controlplane.errors import (
+    LoadFailed,
+    LoadInterrupted,
+    ModelMoraError,
+    ModelUnhealthy,
+    ServiceUnavailable,
+)
 from controlplane.lifecycle import health
 from controlplane.lifecycle.state import ModelState
 
@@ -153,6 +159,8 @@ class Transitions:
         if isinstance(error, ServiceUnavailable) and resident.waiters:
             # Not the model's fault: they wait for the server, to their own deadlines.
             self.clear_failure(resident, "server_lost")
+        elif _is_tried_again(resident, error):
+            self.clear_failure(resident, "retry")
         else:
             self.on_load_failed(resident)
             resident.fail_waiters(error)
@@ -337,6 +345,12 @@ def _clear(resident: Resident) -> None:
     resident.yielding_since = None
     if resident.gone is not None and not resident.gone.done():
         resident.gone.set_result(None)
+
+
+def _is_tried_again(resident: Resident, error: ModelMoraError) -> bool:
+    """True when the waiters of a failed load stay in line for another attempt, after the backoff."""
+    interrupted = isinstance(error, LoadInterrupted) and not resident.switching
+    return interrupted and bool(resident.waiters) and resident.attempts <= BACKOFF_ATTEMPTS
 
 
 def _backoff(attempts: int) -> float:

@@ -64,7 +64,7 @@ async def stored() -> AsyncIterator[Stored]:
         Services(
             settings=Settings(), store=store, installer=nothing, scheduler=nothing,
             inference=nothing, server=nothing, client=nothing, bus=bus, locking=nothing,
-            lock_activities=nothing, render_metrics=nothing, started_at=0.0, version="0",
+            lock_operations=nothing, render_metrics=nothing, started_at=0.0, version="0",
         )
     )  # fmt: skip
     listening = socket.create_server(("127.0.0.1", 0))
