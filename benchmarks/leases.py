@@ -17,6 +17,7 @@ import uvloop
 from benchmarks import setting
 from controlplane.events import EventBus
 from controlplane.lifecycle.effects import Loaded
+from controlplane.lifecycle.policy import Residency
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.registry.model import Servable, TaskType
 
@@ -92,6 +93,39 @@ async def lease_times(known: int, loaded: int, count: int) -> tuple[float, float
     return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
 
+async def contended_lease_times(loaded: int, waiting: int, count: int) -> tuple[float, float]:
+    """As `lease_times`, while `waiting` other models wait for room in vain."""
+    endless = Residency(shortest_turn=1e4, longest_turn=1e4, grace=1.0, patience=1e4)
+    scheduler = Scheduler(
+        _TimedEffects(0.0),
+        EventBus(),
+        budget_mb=1e6,
+        max_models=loaded,
+        load_timeout=60,
+        residency=endless,
+    )
+    deadline = asyncio.get_running_loop().time() + 600
+    models = [_servable(number) for number in range(loaded)]
+    for model in models:
+        await scheduler.wait_until_loaded(model, deadline, 3, takes_lease=False)
+    line = [
+        asyncio.ensure_future(
+            scheduler.wait_until_loaded(_servable(loaded + number), deadline, 3, takes_lease=False)
+        )
+        for number in range(waiting)
+    ]
+    await asyncio.sleep(0.01)
+    times = []
+    for turn in range(count):
+        begun = time.perf_counter()
+        async with scheduler.lease(models[turn % loaded], deadline=deadline):
+            pass
+        times.append((time.perf_counter() - begun) * 1e6)
+    await scheduler.close()
+    await asyncio.gather(*line, return_exceptions=True)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
 async def crowd(waiters: int) -> tuple[int, float]:
     """Loads that `waiters` on one cold model cause, and ms from its load to the last lease."""
     effects = _TimedEffects(LOAD_SECONDS)
@@ -113,6 +147,9 @@ async def _measure() -> list[list[object]]:
         median, slow = await lease_times(known, loaded, 100_000)
         what = f"lease of a loaded model, {known:,} known, {loaded} loaded (p50 / p99)"
         rows.append([what, f"{median:.1f} / {slow:.1f} µs", "≤ 20 µs"])
+    median, slow = await contended_lease_times(50, 25, 20_000)
+    what = "the same, 50 loaded, while 25 others wait for room"
+    rows.append([what, f"{median:.1f} / {slow:.1f} µs", "≤ 20 µs"])
     for waiters in (100, 1000):
         loads, late = await crowd(waiters)
         what = f"{waiters:,} waiters on one cold model: loads, last lease after the load"

@@ -1,4 +1,4 @@
-"""The registry at 10,000 models with 3 versions each: store, REST and start-up."""
+"""The registry at 10,000 models with 3 versions each: store, REST and start-up; locks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 
-from benchmarks import setting
-from controlplane.db import append_event, open_db, to_text, transaction
+from benchmarks import locks, setting
+from controlplane.db import append_event, open_db, transaction
 from controlplane.event_log import EventFilter
 from controlplane.events import EventBus, ModelUnregistered, utc_now
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
+from controlplane.moments import to_text
 from controlplane.registry.model import ModelChange, ModelId
 from controlplane.registry.recovery import recover
 from controlplane.registry.repository import ModelRepository
@@ -268,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             setting.print_table("Start of the service", ["what", "found", "aim"], start)
             rows = rest_rows(service.url, options.models, options.repeats)
             setting.print_table(f"REST: {title}", header, rows)
+    if not options.no_server:
+        locks.tables(count=100, megabytes=2048, repeats=15)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry import curated
 from controlplane.registry.install import Installer
+from controlplane.registry.lock_operations import LockOperations
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
 from controlplane.registry.repository import ModelRepository
 from controlplane.registry.store import ModelStore
-from controlplane.registry.sync import LockActivities
+from controlplane.registry.sync import Machine
 from controlplane.triton import processes
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
@@ -124,7 +125,7 @@ class Application:
         self._exit.push_async_callback(lifecycle.stop)
         metrics = Metrics(bus, scheduler)
         locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
-        activities = self._lock_activities(locking, store, installer, scheduler)
+        lock_operations = self._lock_operations(locking, store, installer, scheduler)
         self.services = Services(
             settings=settings,
             store=store,
@@ -142,7 +143,7 @@ class Application:
             client=client,
             bus=bus,
             locking=locking,
-            lock_activities=activities,
+            lock_operations=lock_operations,
             render_metrics=metrics.render,
             started_at=self.started_at,
             version=package_version(),
@@ -151,6 +152,7 @@ class Application:
         )
         await self._start_gateway(http_socket)
         installer.resume()
+        lock_operations.resume()  # after those: it joins them
         self._write_address()
         self._spawn_preload()
 
@@ -211,9 +213,9 @@ class Application:
         await server.start()
         return server
 
-    def _lock_activities(
+    def _lock_operations(
         self, locking: Locking, store: ModelStore, installer: Installer, scheduler: Scheduler
-    ) -> LockActivities:
+    ) -> LockOperations:
         async def remove(model_id: str) -> None:
             await remove_model(store, installer, scheduler, model_id, force=True)
 
@@ -221,17 +223,19 @@ class Application:
             timeout = self.settings.load_timeout
             await use_version(store, scheduler, model_id, version, load_timeout=timeout)
 
-        activities = LockActivities(
-            locking,
-            store,
-            installer,
-            downloads=self.settings.data_dir.absolute() / "downloads",
-            repository=self.settings.model_repository.absolute(),
-            remove=remove,
-            switch=switch,
+        operations = LockOperations(
+            Machine(
+                locking=locking,
+                store=store,
+                installer=installer,
+                downloads=self.settings.data_dir.absolute() / "downloads",
+                repository=self.settings.model_repository.absolute(),
+                remove=remove,
+                switch=switch,
+            )
         )
-        self._exit.push_async_callback(activities.close)
-        return activities
+        self._exit.push_async_callback(operations.close)
+        return operations
 
     async def _start_gateway(self, http_socket: socket.socket) -> None:
         grpc_gateway = GrpcGateway(self.services, self.settings.host, self.settings.grpc_port)
@@ -245,6 +249,7 @@ class Application:
                 draining,
                 http=LimitedHttp,
                 ws="none",
+                proxy_headers=False,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

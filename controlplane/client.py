@@ -9,21 +9,30 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import httpx
-import msgspec
 
+from controlplane import client_background as background
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
-from controlplane import client_memory, client_versions
+from controlplane import client_memory, client_versions, client_watching
 from controlplane import client_operations as operations
-from controlplane.client_operations import Call, Pause, Steps, vectors
+from controlplane.client_http import (
+    api_error,
+    client_options,
+    is_event_stream,
+    read,
+    request,
+    server_url,
+    stream,
+    unreachable,
+)
+from controlplane.client_operations import vectors
 from controlplane.client_sse import Listen
+from controlplane.client_steps import Call, Pause, Steps
 from controlplane.client_types import (
     InstallFailed,
     ModelMoraApiError,
@@ -32,7 +41,6 @@ from controlplane.client_types import (
     ServerUnreachable,
     WaitTimeout,
 )
-from controlplane.settings import is_loopback
 
 __all__ = [
     "AsyncModelMoraClient",
@@ -47,126 +55,9 @@ __all__ = [
     "vectors",
 ]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 T = TypeVar("T")
 P = ParamSpec("P")
-
-
-# -- answers -----------------------------------------------------------------------------------
-
-
-class _ErrorBody(msgspec.Struct):
-    code: str
-    message: str
-    details: dict[str, Any] | None = None
-    trace_id: str | None = None
-
-
-class _Envelope(msgspec.Struct):
-    error: _ErrorBody
-
-
-def _read(call: Call[T], response: httpx.Response) -> T:
-    """The answer's body as the call's result type.
-
-    Raises:
-        ModelMoraApiError: for an error envelope, or UNEXPECTED_RESPONSE for anything else.
-    """
-    if not (response.is_success or response.status_code in call.also):
-        raise _api_error(response)
-    if call.result is type(None):
-        return None
-    if call.result is bytes:
-        return cast("T", response.content)
-    try:
-        return msgspec.json.decode(response.content, type=call.result)
-    except msgspec.DecodeError as error:
-        raise _unexpected(response, str(error)) from error
-
-
-def _api_error(response: httpx.Response) -> ModelMoraApiError:
-    try:
-        error = msgspec.json.decode(response.content, type=_Envelope).error
-    except msgspec.DecodeError:
-        return _unexpected(response, "no error envelope")
-    return ModelMoraApiError(
-        error.code, error.message, error.details, response.status_code, error.trace_id
-    )
-
-
-def _unexpected(response: httpx.Response, why: str) -> ModelMoraApiError:
-    return ModelMoraApiError(
-        "UNEXPECTED_RESPONSE",
-        f"{response.url} answered {response.status_code} with something that is not "
-        f"ModelMora's ({why}): does another program use this port?",
-        status=response.status_code,
-        trace_id=response.headers.get("X-Trace-Id"),
-    )
-
-
-@contextmanager
-def _unreachable(url: str) -> Iterator[None]:
-    """httpx's transport errors, as `ServerUnreachable`."""
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        raise ServerUnreachable(url, "timed out") from error
-    except httpx.TransportError as error:
-        raise ServerUnreachable(url, _reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The system's own words, which httpx wraps differently per kind of client."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            # asyncio adds the address to it: "Connect call failed ('127.0.0.1', 8000)".
-            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__
-
-
-def _client_options(url: str) -> dict[str, Any]:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"{url!r} is not a server's address: write http://host:port")
-    return {
-        "base_url": parsed,
-        # A proxy of the environment cannot reach this machine's loopback.
-        "trust_env": not is_loopback(parsed.host),
-        # Without TLS there is nothing to verify, and reading the certificates takes 50 ms.
-        "verify": parsed.scheme == "https",
-    }
-
-
-def _request(call: Call[Any]) -> dict[str, Any]:
-    timeout = httpx.Timeout(call.timeout, connect=5.0)
-    request = {"method": call.method, "url": call.path, "params": call.params, "timeout": timeout}
-    content = call.content if call.json is None else msgspec.json.encode(call.json)
-    if content is not None:
-        request["content"] = content
-        request["headers"] = {"Content-Type": call.content_type}
-    return request
-
-
-def _stream(step: Listen) -> dict[str, Any]:
-    timeout = httpx.Timeout(step.timeout, connect=5.0)
-    headers = {"Accept": "text/event-stream"}
-    return {"method": "GET", "url": step.path, "headers": headers, "timeout": timeout}
-
-
-def _is_event_stream(response: httpx.Response) -> bool:
-    kind = response.headers.get("Content-Type", "")
-    return response.is_success and kind.startswith("text/event-stream")
-
-
-def server_url(url: str | None = None) -> str:
-    """`url`, else MODELMORA_URL, else http://127.0.0.1:8000; without a trailing slash."""
-    return (url or os.environ.get("MODELMORA_URL") or DEFAULT_URL).rstrip("/")
 
 
 # -- the clients -------------------------------------------------------------------------------
@@ -213,14 +104,14 @@ class ModelMoraClient:
     when there is no answer.
     """
 
-    install = _sync(operations.install)
+    install = _sync(background.install)
     register = _sync(operations.register)
-    download = _sync(operations.download)
-    list_operations = _sync(operations.list_operations)
-    get_operation = _sync(operations.get_operation)
-    follow_operation = _sync(operations.follow_operation)
-    cancel_operation = _sync(operations.cancel_operation)
-    sync_catalog = _sync(operations.sync_catalog)
+    download = _sync(background.download)
+    list_operations = _sync(background.list_operations)
+    get_operation = _sync(background.get_operation)
+    follow_operation = _sync(background.follow_operation)
+    cancel_operation = _sync(background.cancel_operation)
+    sync_catalog = _sync(background.sync_catalog)
     list = _sync(operations.list_models)
     get = _sync(operations.get)
     update = _sync(operations.update)
@@ -238,7 +129,11 @@ class ModelMoraClient:
     ready = _sync(operations.ready)
     models_health = _sync(operations.models_health)
     events = _sync(operations.events)
-    follow_events = _sync(operations.follow_events)
+    follow_events = _sync(client_watching.follow_events)
+    lifecycle = _sync(client_watching.lifecycle)
+    lifecycle_events = _sync(client_watching.lifecycle_events)
+    model_status = _sync(client_watching.model_status)
+    metrics = _sync(client_watching.metrics)
     backup = _sync(operations.backup)
     wait_until_ready = _sync(operations.wait_until_ready)
     create_lock = _sync(lock_operations.create_lock)
@@ -251,6 +146,7 @@ class ModelMoraClient:
     export_lock = _sync(lock_operations.export_lock)
     import_lock = _sync(lock_operations.import_lock)
     compare_lock = _sync(lock_operations.compare_lock)
+    plan_sync = _sync(lock_operations.plan_sync)
     sync_lock = _sync(lock_operations.sync_lock)
     verify_lock = _sync(lock_operations.verify_lock)
     verify_lock_file = _sync(lock_operations.verify_lock_file)
@@ -273,7 +169,7 @@ class ModelMoraClient:
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
         self.url = server_url(url)
-        self._http = httpx.Client(**_client_options(self.url))
+        self._http = httpx.Client(**client_options(self.url))
 
     def __enter__(self) -> ModelMoraClient:
         return self
@@ -303,15 +199,15 @@ class ModelMoraClient:
             return time.sleep(step.seconds)
         if isinstance(step, Listen):
             return self._listen(step)
-        with _unreachable(self.url):
-            response = self._http.request(**_request(step))
-        return _read(step, response)
+        with unreachable(self.url):
+            response = self._http.request(**request(step))
+        return read(step, response)
 
     def _listen(self, step: Listen) -> None:
-        with _unreachable(self.url), self._http.stream(**_stream(step)) as response:
-            if not _is_event_stream(response):
+        with unreachable(self.url), self._http.stream(**stream(step)) as response:
+            if not is_event_stream(response):
                 response.read()
-                raise _api_error(response)
+                raise api_error(response)
             for line in response.iter_lines():
                 if step.take(line):
                     return
@@ -320,14 +216,14 @@ class ModelMoraClient:
 class AsyncModelMoraClient:
     """As `ModelMoraClient`, with coroutine methods; an async context manager."""
 
-    install = _async(operations.install)
+    install = _async(background.install)
     register = _async(operations.register)
-    download = _async(operations.download)
-    list_operations = _async(operations.list_operations)
-    get_operation = _async(operations.get_operation)
-    follow_operation = _async(operations.follow_operation)
-    cancel_operation = _async(operations.cancel_operation)
-    sync_catalog = _async(operations.sync_catalog)
+    download = _async(background.download)
+    list_operations = _async(background.list_operations)
+    get_operation = _async(background.get_operation)
+    follow_operation = _async(background.follow_operation)
+    cancel_operation = _async(background.cancel_operation)
+    sync_catalog = _async(background.sync_catalog)
     list = _async(operations.list_models)
     get = _async(operations.get)
     update = _async(operations.update)
@@ -345,7 +241,11 @@ class AsyncModelMoraClient:
     ready = _async(operations.ready)
     models_health = _async(operations.models_health)
     events = _async(operations.events)
-    follow_events = _async(operations.follow_events)
+    follow_events = _async(client_watching.follow_events)
+    lifecycle = _async(client_watching.lifecycle)
+    lifecycle_events = _async(client_watching.lifecycle_events)
+    model_status = _async(client_watching.model_status)
+    metrics = _async(client_watching.metrics)
     backup = _async(operations.backup)
     wait_until_ready = _async(operations.wait_until_ready)
     create_lock = _async(lock_operations.create_lock)
@@ -358,6 +258,7 @@ class AsyncModelMoraClient:
     export_lock = _async(lock_operations.export_lock)
     import_lock = _async(lock_operations.import_lock)
     compare_lock = _async(lock_operations.compare_lock)
+    plan_sync = _async(lock_operations.plan_sync)
     sync_lock = _async(lock_operations.sync_lock)
     verify_lock = _async(lock_operations.verify_lock)
     verify_lock_file = _async(lock_operations.verify_lock_file)
@@ -380,7 +281,7 @@ class AsyncModelMoraClient:
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
         self.url = server_url(url)
-        self._http = httpx.AsyncClient(**_client_options(self.url))
+        self._http = httpx.AsyncClient(**client_options(self.url))
 
     async def __aenter__(self) -> AsyncModelMoraClient:
         return self
@@ -410,16 +311,16 @@ class AsyncModelMoraClient:
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Listen):
             return await self._listen(step)
-        with _unreachable(self.url):
-            response = await self._http.request(**_request(step))
-        return _read(step, response)
+        with unreachable(self.url):
+            response = await self._http.request(**request(step))
+        return read(step, response)
 
     async def _listen(self, step: Listen) -> None:
-        with _unreachable(self.url):
-            async with self._http.stream(**_stream(step)) as response:
-                if not _is_event_stream(response):
+        with unreachable(self.url):
+            async with self._http.stream(**stream(step)) as response:
+                if not is_event_stream(response):
                     await response.aread()
-                    raise _api_error(response)
+                    raise api_error(response)
                 async for line in response.aiter_lines():
                     if step.take(line):
                         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.client_operations import Steps, ask, given, model_path
+from controlplane.client_steps import Steps, ask, given, model_path
 from controlplane.client_types import ModelInfo
 
 if TYPE_CHECKING:

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from controlplane.client_lock_types import (
-    Lock,
-    LockActivity,
-    LockComparison,
-    LockList,
-    LockRevisions,
-)
-from controlplane.client_operations import Call, Pause, Steps
+from controlplane.client_background import OnOperation, follow_operation
+from controlplane.client_lock_types import Lock, LockComparison, LockList, LockRevisions
+from controlplane.client_operation_types import Operation
+from controlplane.client_steps import Steps, ask, given
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PATH = "/api/v1/locks"
 _YAML = "application/yaml"
-_POLL_SECONDS = 0.25
 
 T = TypeVar("T")
-OnActivity = Callable[[LockActivity], None]
-
-
-def ask(method: str, path: str, result: type[T], **more: Any) -> Steps[T]:
-    answer: T = yield Call(method=method, path=path, result=result, **more)
-    return answer
 
 
 def _one(name: str, action: str = "") -> str:
     return f"{_PATH}/{quote(name, safe='')}{action}"
-
-
-def given(**fields: Any) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _file(action: str, text: str, result: type[T], **more: Any) -> Steps[T]:
@@ -107,40 +94,45 @@ def compare_lock(
     return _file("compare", text, LockComparison, params=params | given(model=models))
 
 
+def plan_sync(name: str, *, prune: bool = False) -> Steps[LockComparison]:
+    """What `sync_lock` would do; changes nothing."""
+    body = {"dry_run": True, "prune": prune}
+    return ask("POST", _one(name, "/sync"), LockComparison, json=body)
+
+
 def sync_lock(
     name: str,
     *,
-    dry_run: bool = False,
     frozen: bool = False,
     prune: bool = False,
-    on_progress: OnActivity | None = None,
-) -> Steps[LockActivity]:
-    """Make the server's machine equal the lock, wait until it is; the activity at its end.
+    on_operation: OnOperation | None = None,
+    timeout: float | None = None,
+) -> Steps[Operation]:
+    """Make the server's machine equal the lock, wait until it is; the operation at its end.
 
-    Its `state` says whether it succeeded; `on_progress` is called about four times a second.
+    Its `status` says whether it succeeded, `steps` and `drift` why not.
+
+    Args:
+        frozen: change nothing; any difference is a failure.
+        prune: remove models that are not in the lock.
+        on_operation, timeout: as for `follow_operation`.
     """
-    body = {"dry_run": dry_run, "frozen": frozen, "prune": prune}
-    begun = yield from ask("POST", _one(name, "/sync"), LockActivity, json=body)
-    return (yield from _to_its_end(begun, on_progress))
+    body = {"frozen": frozen, "prune": prune}
+    begun = yield from ask("POST", _one(name, "/sync"), Operation, json=body)
+    return (yield from follow_operation(begun.id, on_operation, timeout))
 
 
-def verify_lock(name: str, *, on_progress: OnActivity | None = None) -> Steps[LockActivity]:
-    """Hash everything that the lock names, wait until it is done; the activity at its end."""
-    begun = yield from ask("POST", _one(name, "/verify"), LockActivity)
-    return (yield from _to_its_end(begun, on_progress))
+def verify_lock(
+    name: str, *, on_operation: OnOperation | None = None, timeout: float | None = None
+) -> Steps[Operation]:
+    """Hash everything that the lock names, wait until it is done; the operation at its end."""
+    begun = yield from ask("POST", _one(name, "/verify"), Operation)
+    return (yield from follow_operation(begun.id, on_operation, timeout))
 
 
-def verify_lock_file(text: str, *, on_progress: OnActivity | None = None) -> Steps[LockActivity]:
+def verify_lock_file(
+    text: str, *, on_operation: OnOperation | None = None, timeout: float | None = None
+) -> Steps[Operation]:
     """As `verify_lock`, for the text of a lock's file, which is not kept."""
-    begun = yield from _file("verify", text, LockActivity)
-    return (yield from _to_its_end(begun, on_progress))
-
-
-def _to_its_end(activity: LockActivity, on_progress: OnActivity | None) -> Steps[LockActivity]:
-    while True:
-        if on_progress is not None:
-            on_progress(activity)
-        if activity.state != "running":
-            return activity
-        yield Pause(_POLL_SECONDS)
-        activity = yield from ask("GET", f"{_PATH}/activities/{activity.id}", LockActivity)
+    begun = yield from _file("verify", text, Operation)
+    return (yield from follow_operation(begun.id, on_operation, timeout))

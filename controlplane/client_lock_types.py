@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 
-from controlplane.client_types import Progress
-
 
 class LockSummary(msgspec.Struct, frozen=True, kw_only=True):
     name: str
@@ -94,44 +92,3 @@ class LockComparison(msgspec.Struct, frozen=True, kw_only=True):
     differences: list[LockDifference]
     actions: list[LockAction]
     warnings: list[str] = []
-
-
-class SyncStep(msgspec.Struct, frozen=True, kw_only=True):
-    """An action and its `state`: planned, waiting, running, done, failed or left."""
-
-    action: str
-    model_id: str
-    version: str
-    reason: str
-    state: str
-    error: str | None = None
-    progress: Progress | None = None
-
-
-class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is not as locked; `part` is source, artefact or model."""
-
-    model_id: str
-    version: str
-    part: str
-    problem: str
-    path: str | None = None
-    expected: str | None = None
-    found: str | None = None
-
-
-class LockActivity(msgspec.Struct, frozen=True, kw_only=True):
-    """A sync or verification; `state` is planned, running, succeeded or failed."""
-
-    kind: str
-    lock: str
-    state: str
-    id: str | None = None
-    steps: list[SyncStep] = []
-    drift: list[Drift] = []
-    message: str | None = None
-    bytes_done: int | None = None
-    bytes_total: int | None = None
-    error: str | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None

@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from controlplane.client_operations import Steps, ask, given, model_path
+from controlplane.client_steps import Steps, ask, given, model_path
 from controlplane.client_types import Pagination
 
 

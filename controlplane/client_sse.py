@@ -1,4 +1,4 @@
-"""Server-sent events, line by line (WHATWG HTML, §9.2), and following an operation by them."""
+"""Server-sent events, line by line (WHATWG HTML, §9.2), and what follows by them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from controlplane.client_types import Operation
+from controlplane.client_operation_types import Operation
+from controlplane.client_types import Event, Gap
 
 # The server says something every 15 s; three times nothing, and it is gone.
 SILENCE_SECONDS = 45.0
@@ -55,3 +56,57 @@ class Follower:
         self.last = msgspec.json.decode(data, type=Operation)
         if self._on_operation is not None:
             self._on_operation(self.last)
+
+
+class EventReader:
+    """Reads the stream of events; knows where to go on after it was cut off.
+
+    Attributes:
+        after: the cursor: `sequence` of the last event that was taken.
+        heard: something came over this connection.
+    """
+
+    def __init__(
+        self,
+        after: int,
+        on_event: Callable[[Event], None],
+        on_gap: Callable[[Gap], None] | None = None,
+    ) -> None:
+        self.after = after
+        self.heard = False
+        self._on_event = on_event
+        self._on_gap = on_gap
+        self._name = ""
+        self._data: list[str] = []
+
+    def begin(self) -> None:
+        """Forget what came of an event that the end of a connection cut in two."""
+        self.heard = False
+        self._name, self._data = "", []
+
+    def take(self, line: str) -> bool:
+        """Read one line; never asks for the stream's end."""
+        self.heard = True
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            self._name = value
+        elif field == "data":
+            self._data.append(value)
+        elif line == "" and self._data:
+            name, data = self._name, "\n".join(self._data)
+            self._name, self._data = "", []
+            self._dispatch(name, data)
+        return False
+
+    def _dispatch(self, name: str, data: str) -> None:
+        if name == "gap":
+            gap = msgspec.json.decode(data, type=Gap)
+            self.after = gap.goes_on_after
+            if self._on_gap is not None:
+                self._on_gap(gap)
+            return
+        event = msgspec.json.decode(data, type=Event)
+        self._on_event(event)
+        # after it was taken: a listener that raises has not seen it
+        self.after = event.sequence

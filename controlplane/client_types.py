@@ -44,13 +44,18 @@ class ModelMoraApiError(ModelMoraClientError):
 
 
 class ServerUnreachable(ModelMoraClientError):
-    """No answer could be had from the server at `url`."""
+    """No answer could be had from the server at `url`.
 
-    def __init__(self, url: str, why: str) -> None:
+    Attributes:
+        timed_out: somebody listens there and said nothing for too long.
+    """
+
+    def __init__(self, url: str, why: str, *, timed_out: bool = False) -> None:
         super().__init__(
             f"No answer from ModelMora at {url} ({why}): is `modelmora serve` running?"
         )
         self.url = url
+        self.timed_out = timed_out
 
 
 class InstallFailed(ModelMoraClientError):
@@ -79,7 +84,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int | None = None
     bytes_total: int | None = None
     rate: float | None = None
-    bytes_per_second: float | None = None
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,77 +126,6 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     trust_remote_code: bool = False
 
 
-class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a model; memory in MB."""
-
-    model_id: str
-    version: str
-    status: str
-    current: bool = False
-    loaded: bool = False
-    error: str | None = None
-    revision: str | None = None
-    checksum: str | None = None
-    artifact_uri: str | None = None
-    backend: str | None = None
-    engine: str | None = None
-    triton_name: str | None = None
-    triton_version: int | None = None
-    metadata: dict[str, Any] | None = None
-    resource_requirements: dict[str, Any] | None = None
-    measured_memory_mb: float | None = None
-    artefact_bytes: int | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    version_number: int | None = None
-    trust_remote_code: bool = False
-
-
-class VersionList(msgspec.Struct, frozen=True, kw_only=True):
-    """All versions of a model, as they were registered; `latest` is the newest ready one."""
-
-    model_id: str
-    current_version: str
-    data: list[VersionInfo]
-    pinned: bool = False
-    latest: str | None = None
-
-
-class VersionSwitched(msgspec.Struct, frozen=True, kw_only=True):
-    """`switch`: live, drained (requests waited, there was no room for both), or unloaded."""
-
-    model_id: str
-    version: str
-    previous_version: str
-    switch: str = "unloaded"
-
-
-class UpgradeAccepted(msgspec.Struct, frozen=True, kw_only=True):
-    model_id: str
-    version: str
-    previous_version: str
-    status: str
-    up_to_date: bool = False
-
-
-class UpdateInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """How the current version compares with the hub; with `error`, nothing is known."""
-
-    model_id: str
-    version: str
-    outdated: bool
-    pinned: bool = False
-    newer_versions: list[str] = []
-    revision: str | None = None
-    branch: str | None = None
-    branch_revision: str | None = None
-    error: str | None = None
-
-
-class UpdateList(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[UpdateInfo]
-
-
 class Pagination(msgspec.Struct, frozen=True, kw_only=True):
     page: int
     page_size: int
@@ -205,81 +138,6 @@ class ModelPage(msgspec.Struct, frozen=True, kw_only=True):
     pagination: Pagination
 
 
-class OperationError(msgspec.Struct, frozen=True, kw_only=True):
-    code: str
-    message: str
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """Work in the background: pending, running, succeeded, failed or cancelled."""
-
-    id: str
-    model_id: str
-    version: str
-    status: str
-    kind: str = "install"
-    message: str = ""
-    attempts: int = 1
-    phase: str | None = None
-    step: str | None = None
-    fraction: float | None = None
-    bytes_done: int | None = None
-    bytes_total: int | None = None
-    rate: float | None = None
-    error: OperationError | None = None
-    created_at: datetime | None = None
-    updated_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    links: dict[str, str] | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self.status in ("succeeded", "failed", "cancelled")
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is; an operation that has not begun is `pending`."""
-        return Progress(
-            phase=self.phase or self.status,
-            step=self.step or "",
-            message=self.message,
-            fraction=self.fraction,
-            bytes_done=self.bytes_done,
-            bytes_total=self.bytes_total,
-            rate=self.rate,
-        )
-
-
-class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
-    data: list[Operation]
-    pagination: Pagination
-
-
-class CatalogResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done, or was, for one entry of a catalog file.
-
-    `actions` are register, add_version, update, install and use; none when nothing is to be done.
-    `status` is planned, unchanged, installing, done or failed.
-    """
-
-    model_id: str
-    version: str
-    actions: list[str]
-    status: str
-    message: str = ""
-    operation: Operation | None = None
-    error: OperationError | None = None
-
-
-class CatalogSync(msgspec.Struct, frozen=True, kw_only=True):
-    """`in_sync` is true when nothing was to be done for any entry."""
-
-    dry_run: bool
-    in_sync: bool
-    results: list[CatalogResult]
-
-
 class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
     healthy: bool
     last_check_at: datetime | None = None
@@ -288,8 +146,23 @@ class HealthStatus(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None = None
 
 
+class LoadTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Loads of a version since the service began; times in seconds."""
+
+    count: int = 0
+    failures: int = 0
+    last_seconds: float | None = None
+    mean_seconds: float | None = None
+    max_seconds: float | None = None
+    last_failure: str | None = None
+    last_failure_at: datetime | None = None
+
+
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model in memory; memory in MB."""
+    """A version of a model and where it stands; memory in MB.
+
+    `memory_source` says where the figure comes from: measured, last_measured, declared, estimated.
+    """
 
     model_id: str
     version: str
@@ -303,7 +176,22 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     active_requests: int = 0
     load_seconds: float | None = None
     process_id: int | None = None
+    gpu_vram_mb: float | None = None
     health_status: HealthStatus | None = None
+    waiting_requests: int = 0
+    estimated_memory_mb: float | None = None
+    measured_memory_mb: float | None = None
+    memory_source: str | None = None
+    state_since: datetime | None = None
+    keep_loaded: bool = False
+    cache_hits: int = 0
+    cache_misses: int = 0
+    coalesced_requests: int = 0
+    evictions: int = 0
+    unhealthy_count: int = 0
+    last_unload_reason: str | None = None
+    loads: LoadTimes | None = None
+    retry_at: datetime | None = None
 
 
 class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,6 +233,49 @@ class SystemStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, int] = {}
     triton: dict[str, Any] = {}
     gpu: dict[str, Any] = {}
+    queue_depth: dict[str, int] = {}
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory for models in MB: of `used_mb`, `reserved_mb` are for loads under way and `leaving_mb`
+    are being freed."""
+
+    budget_mb: float
+    used_mb: float
+    reserved_mb: float = 0.0
+    leaving_mb: float = 0.0
+    free_mb: float = 0.0
+    models: int = 0
+    max_models: int = 0
+
+
+class WaitingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that waits for a load. `priority` is 1 (critical) to 4 (low)."""
+
+    model_id: str
+    version: str
+    priority: int
+    waits_for: str
+    waited_seconds: float
+
+
+class Lifecycle(msgspec.Struct, frozen=True, kw_only=True):
+    """What the lifecycle manager sees.
+
+    `waiting` is in the order of their turn, at most 100 of `waiting_count`; `last_event` is the
+    cursor to follow the events from.
+    """
+
+    time: datetime
+    memory: Budget
+    models: list[LoadedModel] = []
+    waiting: list[WaitingRequest] = []
+    waiting_count: int = 0
+    triton: dict[str, Any] = {}
+    queue_depth: dict[str, int] = {}
+    uptime_seconds: float = 0.0
+    device: str = "cpu"
+    last_event: int = 0
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
@@ -393,6 +324,14 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     data: list[Event]
     pagination: Pagination | None = None
     next_after: int | None = None
+
+
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The cursor lay beyond the end of the store, as after an older backup was restored: what the
+    store once had after `goes_on_after` is lost."""
+
+    asked_after: int
+    goes_on_after: int
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):

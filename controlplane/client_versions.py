@@ -6,10 +6,10 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from controlplane.client_operations import OnProgress, Steps, ask, given, model_path, wait_installed
-from controlplane.client_types import (
-    ModelInfo,
-    ModelMoraApiError,
+from controlplane.client_background import OnProgress, await_installation
+from controlplane.client_steps import Steps, ask, given, model_path
+from controlplane.client_types import ModelInfo, ModelMoraApiError
+from controlplane.client_version_types import (
     UpdateList,
     UpgradeAccepted,
     VersionInfo,
@@ -97,7 +97,7 @@ def upgrade(
     Raises:
         InstallFailed, WaitTimeout: as `install`; the current version serves as before.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    began = time.monotonic()
     path, body = model_path(model_id, "/upgrade"), given(version=version)
     accepted = yield from ask("POST", path, UpgradeAccepted, json=body, timeout=None)
     if accepted.up_to_date:
@@ -106,7 +106,9 @@ def upgrade(
             version=accepted.version,
             previous_version=accepted.previous_version,
         )
-    yield from wait_installed(model_id, accepted.version, on_progress, deadline, timeout)
+    if accepted.operation is not None:
+        left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
+        yield from await_installation(accepted.operation, on_progress, left)
     return (yield from use(model_id, accepted.version))
 
 

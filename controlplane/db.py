@@ -11,7 +11,6 @@ import json
 import shutil
 import sqlite3
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,8 @@ from controlplane.errors import (
     ValidationFailed,
 )
 from controlplane.migrations import STEPS
+from controlplane.moments import from_text as from_text  # had from here too, by whoever keeps rows
+from controlplane.moments import to_text as to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -266,13 +267,3 @@ def append_event(db: Database, event: DomainEvent) -> None:
             event.schema_version,
         ],
     )
-
-
-def to_text(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds and Z: sorts as text in the order of time."""
-    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def from_text(text: str) -> datetime:
-    """The moment that `to_text` wrote."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))

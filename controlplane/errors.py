@@ -393,6 +393,22 @@ class LockDiffers(ModelMoraError):
         )
 
 
+class LockDrift(ModelMoraError):
+    """Files are not as a lock says."""
+
+    code = "LOCK_DRIFT"
+
+    def __init__(self, name: str, count: int) -> None:
+        things = "1 thing is" if count == 1 else f"{count} things are"
+        super().__init__(f"{things} not as locked in {name!r}.", name=name, count=count)
+
+
+class SyncFailed(ModelMoraError):
+    """A machine could not be made equal to a lock."""
+
+    code = "SYNC_FAILED"
+
+
 # -- lifecycle ---------------------------------------------------------------------------------
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text
 from controlplane.errors import ValidationFailed
 from controlplane.events import DomainEvent
+from controlplane.moments import from_text, to_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -62,6 +62,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     event_type: str | None = None
+    aggregate_type: str | None = None
     aggregate_id: str | None = None
     model_id: str | None = None
     since: datetime | None = None
@@ -187,6 +188,8 @@ def _conditions(wanted: EventFilter, after: int | None = None) -> tuple[str, lis
         conditions.append(("sequence > ?", after))
     if wanted.event_type is not None:
         conditions += _of_type(wanted.event_type)
+    if wanted.aggregate_type is not None:
+        conditions.append(("aggregate_type = ?", wanted.aggregate_type))
     if wanted.aggregate_id is not None:
         conditions.append(("aggregate_id = ?", wanted.aggregate_id))
     if wanted.model_id is not None:  # as the index of m0004 spells it

@@ -182,6 +182,28 @@ class ModelLoadFailed(DomainEvent, frozen=True, kw_only=True):
     attempt: int = 1
 
 
+class ModelFailureCleared(DomainEvent, frozen=True, kw_only=True):
+    """A failed model may be loaded again. `reason`: retry (somebody asks for it once more) or
+    server_lost."""
+
+    event_type = "model.failure.cleared"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    reason: str
+
+
+class ModelUnloadRequested(DomainEvent, frozen=True, kw_only=True):
+    """It takes no more requests and leaves when the running ones have ended; `reason` as in
+    `ModelUnloaded`."""
+
+    event_type = "model.unload.requested"
+    aggregate_type = LIFECYCLE
+    model_id: str
+    version: str
+    reason: str
+
+
 class ModelUnloaded(DomainEvent, frozen=True, kw_only=True):
     """`reason`: manual, lru_eviction, yielded (others had waited too long while it was busy),
     idle_ttl, memory_pressure, unhealthy_restart, version_switch, unloaded_elsewhere, server_lost or
@@ -227,6 +249,20 @@ class MemoryThresholdExceeded(DomainEvent, frozen=True, kw_only=True):
     threshold_mb: float
     model_id: str | None = None
     version: str | None = None
+
+
+class TritonLost(DomainEvent, frozen=True, kw_only=True):
+    """The server died or answers no more; what it had in memory is gone."""
+
+    event_type = "triton.lost"
+    aggregate_type = LIFECYCLE
+
+
+class TritonRestored(DomainEvent, frozen=True, kw_only=True):
+    """The server answers again, with nothing in memory."""
+
+    event_type = "triton.restored"
+    aggregate_type = LIFECYCLE
 
 
 class InferenceFinished(DomainEvent, frozen=True, kw_only=True):

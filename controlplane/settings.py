@@ -75,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     request_timeout: float = 60.0
     install_timeout: float = 3600.0
     drain_timeout: float = 30.0
+    triton_hang_timeout: float = 20.0
     idle_ttl: float | None = None
     preload: tuple[str, ...] = ()
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -88,7 +89,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_remote_ready_models: bool = False
     allow_unauthenticated_network: bool = False
     max_request_bytes: int = 256 * _MB
-    triton_hang_timeout: float = 20.0
     allow_shared_memory: bool = False
     triton_grpc_url: str | None = None
     triton_http_url: str | None = None

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.registry.files import SourceFile, source_checksum
 from controlplane.registry.lock import Converter, LockDocument, LockedModelEntry
+from controlplane.registry.lock_operations import LockOperations
 from controlplane.registry.lock_store import LockStore
 from controlplane.registry.locking import Locking
 from controlplane.registry.model import NewModel, ResourceRequirements
-from controlplane.registry.sync import LockActivities
+from controlplane.registry.sync import Machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +97,7 @@ def add_ready(
 def lock_services(
     store: ModelStore, db: Database, bus: EventBus, installer: Any, folder: Path
 ) -> dict[str, Any]:
-    """The fields `locking` and `lock_activities` of the gateway's services."""
+    """The fields `locking` and `lock_operations` of the gateway's services."""
     locking = Locking(store, LockStore(db, bus), folder / "downloads")
 
     async def remove(model_id: str) -> None:
@@ -105,13 +106,15 @@ def lock_services(
     async def switch(model_id: str, version: str) -> None:
         store.set_current(model_id, version)
 
-    activities = LockActivities(
-        locking,
-        store,
-        installer,
-        downloads=folder / "downloads",
-        repository=folder / "repository",
-        remove=remove,
-        switch=switch,
+    operations = LockOperations(
+        Machine(
+            locking=locking,
+            store=store,
+            installer=installer,
+            downloads=folder / "downloads",
+            repository=folder / "repository",
+            remove=remove,
+            switch=switch,
+        )
     )
-    return {"locking": locking, "lock_activities": activities}
+    return {"locking": locking, "lock_operations": operations}

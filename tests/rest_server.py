@@ -87,7 +87,7 @@ NOT_FOUND = error("MODEL_NOT_FOUND", f"Model '{MINILM}' is not registered.", mod
 LOADED = {
     "model_id": MINILM,
     "version": "main",
-    "state": "ready",
+    "state": "loaded",
     "memory_usage_mb": 205.4,
     "device": "cpu",
     "loaded_at": "2026-01-02T03:06:00Z",
@@ -96,6 +96,25 @@ LOADED = {
     "active_requests": 1,
     "load_seconds": 0.84,
     "health_status": {"healthy": True, "consecutive_failures": 0, "response_time_ms": 2.5},
+    "peak_memory_mb": 210.0,
+    "waiting_requests": 2,
+    "estimated_memory_mb": 210.0,
+    "measured_memory_mb": 205.4,
+    "memory_source": "measured",
+    "state_since": "2026-01-02T03:06:00Z",
+    "keep_loaded": False,
+    "cache_hits": 11,
+    "cache_misses": 1,
+    "coalesced_requests": 0,
+    "evictions": 2,
+    "unhealthy_count": 0,
+    "loads": {
+        "count": 3,
+        "failures": 0,
+        "last_seconds": 0.84,
+        "mean_seconds": 0.9,
+        "max_seconds": 1.0,
+    },
 }
 WARM = {
     "model_id": MINILM,
@@ -211,7 +230,41 @@ STATUS = {
     "triton": {"state": "ready", "kind": "embedded", "grpc_url": "127.0.0.1:41234"},
     "loaded_models": [LOADED],
     "models": {"registered": 2, "ready": 1},
+    "queue_depth": {"critical_priority": 0, "medium_priority": 1},
 }
+LIFECYCLE = {
+    "time": "2026-01-02T03:07:05Z",
+    "uptime_seconds": 3725.0,
+    "device": "cpu",
+    "memory": {
+        "budget_mb": 13_600.0,
+        "used_mb": 905.4,
+        "reserved_mb": 500.0,
+        "leaving_mb": 200.0,
+        "free_mb": 12_694.6,
+        "models": 3,
+        "max_models": 10,
+    },
+    "triton": {"state": "ready", "kind": "embedded", "grpc_url": "127.0.0.1:41234", "restarts": 1},
+    "models": [LOADED],
+    "waiting": [
+        {
+            "model_id": "org/other",
+            "version": "main",
+            "priority": 3,
+            "waits_for": "room",
+            "waited_seconds": 1.25,
+        }
+    ],
+    "waiting_count": 1,
+    "queue_depth": {"medium_priority": 1},
+    "last_event": 9,
+}
+METRICS = b"""\
+# HELP modelmora_requests_total Inference requests, by how they ended.
+# TYPE modelmora_requests_total counter
+modelmora_requests_total{model_id="sentence-transformers/all-MiniLM-L6-v2",status="success"} 12.0
+"""
 HEALTH = {"status": "ok", "version": "0.1.0", "uptime_seconds": 3725.0, "models_loaded": 1}
 READY = {"status": "ready", "checks": {"database": "ok", "triton": "ok"}}
 NOT_READY = {"status": "not_ready", "checks": {"database": "ok", "triton": "lost"}}
@@ -247,6 +300,15 @@ def operation(status: str = "succeeded", **changes: Any) -> dict[str, Any]:
 
 class EventStream(bytes):
     """A body that is sent as server-sent events."""
+
+
+def stored_events(*events: dict[str, Any], after: int = 0) -> EventStream:
+    """The stream of the event store."""
+    lines = ["retry: 2000", f"id: {after}", "", ": still here", ""]
+    for one in events:
+        name, number = one["event_type"], one["sequence"]
+        lines += [f"id: {number}", f"event: {name}", f"data: {json.dumps(one)}", ""]
+    return EventStream("\n".join([*lines, ""]).encode())
 
 
 def events(*operations: dict[str, Any]) -> EventStream:
@@ -318,6 +380,9 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/api/v1/models/outdated"): (200, OUTDATED),
     ("POST", INFER_PATH): (200, INFERRED),
     ("GET", "/api/v1/status"): (200, STATUS),
+    ("GET", "/api/v1/lifecycle"): (200, LIFECYCLE),
+    ("GET", f"{MODEL_PATH}/status"): (200, LOADED),
+    ("GET", "/metrics"): (200, METRICS),
     ("GET", "/api/v1/settings"): (200, {"port": 8000, "preload": []}),
     ("GET", "/api/v1/cache"): (200, CACHE),
     ("POST", "/api/v1/cache/prune"): (200, PRUNED),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,14 @@ import click
 
 from controlplane.cli import exits
 from controlplane.cli.base import client_command, debug_option, json_option
+from controlplane.cli.following import shown_operation
 from controlplane.cli.output import Block, Output, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import CatalogResult, CatalogSync, Operation
+    from controlplane.client_operation_types import CatalogResult, CatalogSync
     from controlplane.registry.catalog_file import CatalogEntry
 
 _file_option = click.option(
@@ -167,13 +167,11 @@ def _waited(
 def _followed(client: ModelMoraClient, out: Output, result: CatalogResult) -> CatalogResult:
     import msgspec
 
-    from controlplane.cli.progress import shown_progress
-
     if result.operation is None:
         return result
     out.note(f"{result.model_id}@{result.version}:")
-    with nullcontext() if out.as_json else shown_progress() as show_progress:
-        operation = client.follow_operation(result.operation.id, _told(show_progress))
+    with shown_operation(client, out) as on_operation:
+        operation = client.follow_operation(result.operation.id, on_operation)
     well = operation.status == "succeeded"
     return msgspec.structs.replace(
         result,
@@ -182,14 +180,6 @@ def _followed(client: ModelMoraClient, out: Output, result: CatalogResult) -> Ca
         message="" if operation.error is None else operation.error.message,
         error=operation.error,
     )
-
-
-def _told(show_progress: Callable[[Any], None] | None) -> Callable[[Operation], None]:
-    def on_operation(operation: Operation) -> None:
-        if show_progress is not None and not operation.finished:
-            show_progress(operation.progress)
-
-    return on_operation
 
 
 def _report(answer: CatalogSync) -> Iterable[Block]:

@@ -55,6 +55,13 @@ def events(
             event_type=event_type,
             model_id=model_id,
             since=begin,
+            on_gap=lambda gap: out.note(
+                f"The server's store ends before event {gap.asked_after}: an older backup was "
+                f"restored. Going on after event {gap.goes_on_after}."
+            ),
+            on_connection=lambda up: out.note(
+                "The server is back." if up else "The server is away; waiting for it."
+            ),
         )
     page = client.events(event_type=event_type, model_id=model_id, since=begin, **paging)
     out.result(page, _listing)

@@ -132,6 +132,8 @@ def write_whole(path: Path, text: str) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves an empty file under the name
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:

@@ -23,6 +23,7 @@ from controlplane.cli import (
     runtime,
     serve,
     sync,
+    top,
     versions,
 )
 
@@ -69,6 +70,7 @@ for _command in (
     lifecycle.release,
     lifecycle.warmup,
     runtime.status,
+    top.top,
     infer.infer,
     runtime.health,
     models.uninstall,

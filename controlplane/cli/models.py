@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlplane.cli.base import client_command, split_version
+from controlplane.cli.following import shown_installation
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
 from controlplane.cli.ready_models import described, summary
 from controlplane.client_types import (
     ModelInfo,
     ModelMoraApiError,
-    ModelMoraClientError,
     ModelPage,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
     from controlplane.client_memory import MemoryRecord
-    from controlplane.client_operations import OnProgress
-    from controlplane.client_types import Progress
 
 _MB = 1024 * 1024
 
@@ -69,7 +65,7 @@ def install(
     model_id, version = split_version(model)
     source_url = None if source is None else as_source_url(source)
     phases: set[str] = set()
-    with shown(client, out, model_id, phases) as on_progress:
+    with shown_installation(client, out, model_id, phases) as on_progress:
         installed = client.install(
             *(model_id, version, task, source_url, on_progress, timeout),
             trust_remote_code=trust_remote_code,
@@ -78,57 +74,6 @@ def install(
         client.use(model_id, version)
         installed = client.get(model_id)
     out.result(installed, lambda done: _installed(done, already=phases <= {"ready"}))
-
-
-@contextmanager
-def shown(
-    client: ModelMoraClient, out: Output, model_id: str, phases: set[str]
-) -> Iterator[OnProgress]:
-    """Show the progress of an installation to people; `phases` collects those it went through."""
-    from controlplane.cli.progress import shown_progress
-
-    with nullcontext() if out.as_json else shown_progress() as show:
-
-        def on_progress(progress: Progress) -> None:
-            phases.add(progress.phase)
-            if show is not None:
-                show(progress)
-
-        try:
-            yield on_progress
-        except KeyboardInterrupt:
-            interrupted = True
-        else:
-            interrupted = False
-    if interrupted:
-        _leave(client, out, model_id)
-        raise KeyboardInterrupt
-
-
-def _leave(client: ModelMoraClient, out: Output, model_id: str) -> None:
-    """After Ctrl-C: cancel the installation if its user says so, else tell how to."""
-    try:
-        running = client.list_operations(model_id=model_id, status="active").data
-    except ModelMoraClientError:
-        running = []
-    if not running:
-        out.note(f"The server may go on installing; look with: modelmora info {model_id}")
-        return
-    operation = running[0]
-    if not out.as_json and sys.stdin.isatty() and _confirmed():
-        client.cancel_operation(operation.id)
-        out.note("The installation is cancelled.")
-        return
-    out.note(f"The server goes on installing; look with: modelmora info {model_id}")
-    out.note(f"To cancel it: modelmora operations cancel {operation.id}")
-
-
-def _confirmed() -> bool:
-    """A second Ctrl-C is no: it wants out, and nothing else."""
-    try:
-        return click.confirm("Cancel the installation at the server too?", default=False, err=True)
-    except click.Abort:
-        return False
 
 
 def as_source_url(source: str) -> str:

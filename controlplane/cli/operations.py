@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from controlplane.cli.base import client_command
+from controlplane.cli.following import shown_operation
 from controlplane.cli.output import Block, Output, Table, age, duration, facts, moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import Operation, OperationPage
+    from controlplane.client_operation_types import Operation, OperationPage
 
 
 @click.group()
 def operations() -> None:
-    """Watch or cancel downloads and conversions in the background.
+    """Watch or cancel installations, syncs and verifications in the background.
 
     \b
     Example:
@@ -59,10 +59,9 @@ def list_operations(
 def _listing(page: OperationPage) -> Iterable[Block]:
     if page.data:
         rows = [
-            (one.id, one.kind, f"{one.model_id}@{one.version}", one.status, _far(one), _when(one))
-            for one in page.data
+            (one.id, one.kind, one.subject, one.status, _far(one), _when(one)) for one in page.data
         ]
-        yield Table(("operation", "kind", "model", "status", "progress", "began"), rows)
+        yield Table(("operation", "kind", "of", "status", "progress", "began"), rows)
     place = page.pagination
     if place.page < place.total_pages:
         yield f"Page {place.page} of {place.total_pages}; go on with --page {place.page + 1}"
@@ -93,14 +92,7 @@ def show(client: ModelMoraClient, out: Output, operation_id: str, follow: bool) 
     if not follow:
         out.result(client.get_operation(operation_id), _description)
         return
-    from controlplane.cli.progress import shown_progress
-
-    with nullcontext() if out.as_json else shown_progress() as show_progress:
-
-        def on_operation(operation: Operation) -> None:
-            if show_progress is not None and not operation.finished:
-                show_progress(operation.progress)
-
+    with shown_operation(client, out) as on_operation:
         ended = client.follow_operation(operation_id, on_operation)
     out.result(ended, _description)
 
@@ -112,7 +104,7 @@ def _description(operation: Operation) -> Iterable[Block]:
         [
             ("operation", operation.id),
             ("kind", operation.kind),
-            ("model", f"{operation.model_id}@{operation.version}"),
+            ("of", operation.subject),
             ("status", operation.status),
             ("progress", None if operation.finished else _far(operation)),
             ("message", operation.message),
@@ -137,6 +129,4 @@ def cancel(client: ModelMoraClient, out: Output, operation_id: str) -> None:
       modelmora operations cancel 7c9e6679-7425-40de-944b-e07fc1f90ae7
     """
     cancelled = client.cancel_operation(operation_id)
-    out.result(
-        cancelled, lambda one: [f"The {one.kind} of {one.model_id}@{one.version} is cancelled."]
-    )
+    out.result(cancelled, lambda one: [f"The {one.kind} of {one.subject} is cancelled."])

@@ -14,6 +14,8 @@ from controlplane.cli.exits import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    import rich.table
+
 T = TypeVar("T")
 
 
@@ -60,27 +62,40 @@ def document(value: Any) -> Any:
 
 
 def _print_table(table: Table) -> None:
-    rows = [[one_line(cell) for cell in row] for row in table.rows]
     if sys.stdout.isatty():
-        _print_rich(table.headers, rows)
+        from rich.console import Console
+
+        Console(markup=False, highlight=False, emoji=False).print(rich_table(table))
         return
-    # Not a terminal: no frame, no truncation, so that grep and awk see whole values.
+    for line in plain_table(table):
+        click.echo(line)
+
+
+def plain_table(table: Table) -> list[str]:
+    """Lines without a frame or truncation, so that grep and awk see whole values."""
+    rows = [[one_line(cell) for cell in row] for row in table.rows]
     widths = [max(len(row[i]) for row in [table.headers, *rows]) for i in range(len(table.headers))]
+    lines = []
     for row in [[header.upper() for header in table.headers], *rows]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-def _print_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich import box, console, table
+def rich_table(table: Table) -> rich.table.Table:
+    """For a terminal, of whose width it makes the best."""
+    import rich.box
+    import rich.table
 
-    grid = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for position, header in enumerate(headers):
+    grid = rich.table.Table(
+        box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold"
+    )
+    for position, header in enumerate(table.headers):
         # The first column is what one copies into the next command: never broken.
         grid.add_column(header, overflow="fold", no_wrap=position == 0)
-    for row in rows:
-        grid.add_row(*row)
-    console.Console(markup=False, highlight=False, emoji=False).print(grid)
+    for row in table.rows:
+        grid.add_row(*(one_line(cell) for cell in row))
+    return grid
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Iterable[str]:

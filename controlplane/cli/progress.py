@@ -1,4 +1,4 @@
-"""Progress of an installation, on stderr: bars on a terminal, plain lines elsewhere."""
+"""Progress of work in the background, on stderr: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,27 +15,38 @@ if TYPE_CHECKING:
 
     from controlplane.client_types import Progress
 
+    # a progress, and whose it is where several are shown together
+    Show = Callable[[Progress, str], None]
+
 # What people call the converter's steps; each has a fraction of its own.
 _STEPS = {
     "wait": "Waiting",
     "load": "Loading",
     "export": "Exporting",
-    "verify": "Verifying",
+    "verify": "Comparing",
     "write": "Writing",
+}
+_PHASES = {
+    "downloading": "Downloading",
+    "installing": "Installing",
+    "switching": "Switching",
+    "removing": "Removing",
+    "verifying": "Verifying",
+    "repairing": "Repairing",
 }
 _MB = 1024 * 1024
 
 
 def _stage(progress: Progress) -> str | None:
-    """The stage a line or bar is for; None when nothing is being installed."""
+    """The stage a line or bar is for; None when nothing is being done."""
     if progress.phase == "exporting":
         return _STEPS.get(progress.step, "Converting")
-    return "Downloading" if progress.phase == "downloading" else None
+    return _PHASES.get(progress.phase)
 
 
 @contextmanager
-def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """Yields the function to call with each `Progress`; only installing phases are shown."""
+def shown_progress() -> Iterator[Show]:
+    """Yields the function to call with each `Progress` and whose it is (empty: the whole's)."""
     if sys.stderr.isatty():
         with _bars() as show:
             yield show
@@ -47,61 +58,64 @@ class _Lines:
     """A line when the stage changes and at every further tenth of it."""
 
     def __init__(self) -> None:
-        self._last: tuple[str, int] | None = None
+        self._last: dict[str, tuple[str, int]] = {}
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress, subject: str = "") -> None:
         stage = _stage(progress)
         if stage is None:
             return
         state = (stage, int((progress.fraction or 0) * 10))
-        if state != self._last:
-            self._last = state
+        if state != self._last.get(subject):
+            self._last[subject] = state
             percent = "" if progress.fraction is None else f"{progress.fraction:.0%}"
-            click.echo(" ".join(filter(None, (f"{stage}:", percent, _detail(progress)))), err=True)
+            words = (subject, f"{stage}:", percent, _detail(progress))
+            click.echo(" ".join(filter(None, words)), err=True)
 
 
 def _detail(progress: Progress) -> str:
-    rate = "" if not progress.rate else f"{progress.rate / _MB:.1f} MB/s"
-    return ", ".join(filter(None, (one_line(progress.message) or _size(progress), rate)))
+    return one_line(progress.message) or _size(progress)
 
 
 def _size(progress: Progress) -> str:
     if progress.bytes_total is None:
         return ""
-    return f"{(progress.bytes_done or 0) / _MB:.1f} of {progress.bytes_total / _MB:.1f} MB"
+    rate = "" if not progress.rate else f", {progress.rate / _MB:.1f} MB/s"
+    return f"{(progress.bytes_done or 0) / _MB:.1f} of {progress.bytes_total / _MB:.1f} MB{rate}"
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[Progress], None]]:
+def _bars() -> Iterator[Show]:
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:12}"),
+        TextColumn("{task.description:12}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>4.0f}%"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
     )
-    tasks: dict[str, TaskID] = {}
+    tasks: dict[tuple[str, str], TaskID] = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
-        def finish_all() -> None:
-            for task in tasks.values():
-                bars.update(task, completed=1.0, total=1.0, detail="")
+        def finish(subject: str) -> None:
+            for (whose, _), task in tasks.items():
+                if whose == subject:
+                    bars.update(task, completed=1.0, total=1.0, detail="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: Progress, subject: str = "") -> None:
             stage = _stage(progress)
-            if progress.phase == "ready" or (stage and stage not in tasks):
-                finish_all()
+            if progress.phase == "ready" or (stage and (subject, stage) not in tasks):
+                finish(subject)
             if stage is None:
                 return
-            if stage not in tasks:
+            if (subject, stage) not in tasks:
                 # Without a total the bar pulses: something happens, nobody knows how long.
-                tasks[stage] = bars.add_task(stage, total=None, detail="")
+                name = f"{subject} {stage}".strip()
+                tasks[subject, stage] = bars.add_task(name, total=None, detail="")
             total = None if progress.fraction is None else 1.0
-            done = progress.fraction or 0.0
-            bars.update(tasks[stage], total=total, completed=done, detail=_detail(progress))
+            done, detail = progress.fraction or 0.0, _detail(progress)
+            bars.update(tasks[subject, stage], total=total, completed=done, detail=detail)
 
         yield show

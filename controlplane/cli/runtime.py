@@ -8,6 +8,7 @@ import click
 
 from controlplane.cli import exits
 from controlplane.cli.base import client_command
+from controlplane.cli.live import Size, Watch, as_renderable, away, interval_option
 from controlplane.cli.output import (
     Block,
     Output,
@@ -21,6 +22,8 @@ from controlplane.cli.output import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from rich.console import RenderableType
 
     from controlplane.client import ModelMoraClient
     from controlplane.client_types import LoadedModel, SystemStatus, Unloaded
@@ -45,15 +48,40 @@ def _unloaded(answer: Unloaded) -> Iterable[Block]:
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Refresh it until Ctrl-C.")
+@interval_option
 @client_command
-def status(client: ModelMoraClient, out: Output) -> None:
+def status(client: ModelMoraClient, out: Output, watch: bool, interval: float) -> None:
     """Show memory, Triton and the loaded models.
 
     \b
     Example:
       modelmora status
+      modelmora status --watch --interval 5
     """
-    out.result(client.status(), _status)
+    if watch:
+        Watch(StatusView(client), out, interval=interval).forever()
+    else:
+        out.result(client.status(), _status)
+
+
+class StatusView:
+    """A `live.View`."""
+
+    def __init__(self, client: ModelMoraClient) -> None:
+        self._client = client
+
+    def read(self) -> SystemStatus:
+        return self._client.status()
+
+    def lines(self, value: SystemStatus, _: Size, /) -> RenderableType:
+        return as_renderable(_status(value))
+
+    def document(self, value: SystemStatus) -> object:
+        return value
+
+    def lost(self, why: str) -> object:
+        return away(self._client.url, why)
 
 
 def _status(status: SystemStatus) -> Iterable[Block]:
@@ -68,6 +96,7 @@ def _status(status: SystemStatus) -> Iterable[Block]:
             ),
             ("machine", f"{megabytes(memory.available_mb)} of {megabytes(memory.total_mb)} free"),
             ("GPU", _gpus(status.gpu)),
+            ("waiting", _queue(status.queue_depth)),
             ("models", f"{counts.get('registered', 0)} registered, {counts.get('ready', 0)} ready"),
         ]
     )
@@ -79,10 +108,16 @@ def _status(status: SystemStatus) -> Iterable[Block]:
 
 
 def _triton(triton: dict[str, Any]) -> str:
-    where = triton.get("grpc_url")
+    where, restarts = triton.get("grpc_url"), triton.get("restarts")
     return f"{triton.get('state', 'unknown')}, {triton.get('kind', '')}" + (
-        f" at {where}" if where else ""
+        (f" at {where}" if where else "") + (f", {restarts} restarts" if restarts else "")
     )
+
+
+def _queue(depth: dict[str, int]) -> str:
+    """Requests that wait for a load, by priority; empty when nobody does."""
+    waiting = ((name.removesuffix("_priority"), count) for name, count in depth.items() if count)
+    return ", ".join(f"{count} {name}" for name, count in waiting)
 
 
 def _gpus(gpu: dict[str, Any]) -> str:
@@ -91,21 +126,24 @@ def _gpus(gpu: dict[str, Any]) -> str:
 
 
 def _loaded_table(models: list[LoadedModel]) -> Table:
-    headers = ("model", "version", "state", "memory", "device", "requests", "running", "last used")
+    headers = ("model", "state", "memory", "requests", "run", "wait", "last used")
     rows = [
         (
-            model.model_id,
-            model.version,
+            _named(model),
             model.state,
             megabytes(model.memory_usage_mb),
-            model.device or "-",
             str(model.request_count),
             str(model.active_requests),
+            str(model.waiting_requests),
             age(model.last_used_at),
         )
         for model in models
     ]
     return Table(headers, rows)
+
+
+def _named(model: LoadedModel) -> str:
+    return model.model_id if model.version == "main" else f"{model.model_id}@{model.version}"
 
 
 @click.command()

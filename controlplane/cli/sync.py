@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from controlplane.cli import catalog, exits
+from controlplane.cli import exits
 from controlplane.cli.base import client_command
+from controlplane.cli.following import shown_operation
 from controlplane.cli.locks import DEFAULT_FILE, read_lock
 from controlplane.cli.output import Block, Output, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_lock_types import Drift, LockAction, LockActivity, LockComparison
+    from controlplane.client_lock_types import LockAction, LockComparison
+    from controlplane.client_operation_types import Drift, Operation
 
 _MB = 1024 * 1024
 CONFIG_FILE = "modelmora.yaml"
@@ -56,6 +58,8 @@ def sync(
       modelmora sync --name default --dry-run --prune
     """
     if name is None and not frozen and not Path(file).exists() and Path(CONFIG_FILE).exists():
+        from controlplane.cli import catalog
+
         out.note(f"There is no {file}; installing what {CONFIG_FILE} lists.")
         (catalog.show_plan if dry_run else catalog.install_listed)(client, out)
         return
@@ -67,11 +71,12 @@ def sync(
         ctx.exit(exits.FAILED if refused else exits.OK)
     if name is None:
         client.import_lock(text)
-    done = client.sync_lock(
-        name or name_in_file, frozen=frozen, prune=prune, on_progress=_teller(out)
-    )
+    with shown_operation(client, out) as on_operation:
+        done = client.sync_lock(
+            name or name_in_file, frozen=frozen, prune=prune, on_operation=on_operation
+        )
     out.result(done, _synced)
-    ctx.exit(exits.OK if done.state == "succeeded" else exits.FAILED)
+    ctx.exit(_code(done))
 
 
 def _lock_text(client: ModelMoraClient, file: str, name: str | None) -> tuple[str, str]:
@@ -82,6 +87,10 @@ def _lock_text(client: ModelMoraClient, file: str, name: str | None) -> tuple[st
     if content is None:
         raise click.ClickException(f"{file} does not exist; write it with: modelmora lock")
     return text, content.name
+
+
+def _code(done: Operation) -> int:
+    return exits.OK if done.status == "succeeded" else exits.FAILED
 
 
 def _plan(found: LockComparison) -> Iterable[Block]:
@@ -96,21 +105,22 @@ def _actions(actions: list[LockAction]) -> Table:
     return Table(("action", "model", "because"), rows)
 
 
-def _synced(done: LockActivity) -> Iterable[Block]:
+def _synced(done: Operation) -> Iterable[Block]:
     for step in done.steps:
         error = f": {exits.one_line(step.error)}" if step.error else ""
         yield f"{step.action} {step.model_id}@{step.version} {step.state}{error}"
     yield from _verified(done)
 
 
-def _verified(done: LockActivity) -> Iterable[Block]:
+def _verified(done: Operation) -> Iterable[Block]:
     for drift in done.drift:
         yield exits.one_line(_drift(drift))
-    if done.state == "succeeded":
+    if done.status == "succeeded":
         size = (done.bytes_total or 0) / _MB
         yield f"This machine is as locked in {done.lock} ({size:.1f} MB verified)."
     else:
-        yield f"This machine is not as locked in {done.lock}: {exits.one_line(done.error or '')}"
+        why = exits.one_line(done.error.message) if done.error else done.status
+        yield f"This machine is not as locked in {done.lock}: {why}"
 
 
 def _drift(drift: Drift) -> str:
@@ -136,36 +146,11 @@ def verify(
       modelmora verify
       modelmora verify --name default --json
     """
-    if name is not None:
-        done = client.verify_lock(name, on_progress=_teller(out))
-    else:
-        text, _ = _lock_text(client, file, None)
-        done = client.verify_lock_file(text, on_progress=_teller(out))
+    with shown_operation(client, out) as on_operation:
+        if name is not None:
+            done = client.verify_lock(name, on_operation=on_operation)
+        else:
+            text, _ = _lock_text(client, file, None)
+            done = client.verify_lock_file(text, on_operation=on_operation)
     out.result(done, _verified)
-    ctx.exit(exits.OK if done.state == "succeeded" else exits.FAILED)
-
-
-def _teller(out: Output) -> Callable[[LockActivity], None] | None:
-    return None if out.as_json else _Lines(out).show
-
-
-class _Lines:
-    """A remark when a step begins or ends, for its phases, and for each tenth of verifying."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self._told: set[str] = set()
-
-    def show(self, activity: LockActivity) -> None:
-        for step in activity.steps:
-            phase = f" ({step.progress.phase})" if step.progress else ""
-            if step.state not in ("waiting", "left"):
-                self._tell(f"{step.action} {step.model_id}@{step.version}: {step.state}{phase}")
-        if activity.bytes_total and activity.bytes_done:
-            tenth = min(10, activity.bytes_done * 10 // activity.bytes_total)
-            self._tell(f"Verifying: {tenth * 10}% of {activity.bytes_total / _MB:.1f} MB")
-
-    def _tell(self, line: str) -> None:
-        if line not in self._told:
-            self._told.add(line)
-            self._out.note(line)
+    ctx.exit(_code(done))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from controlplane.cli.base import client_command, split_version
-from controlplane.cli.models import shown
+from controlplane.cli.following import shown_installation
 from controlplane.cli.output import Block, Output, Table, age, megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import (
-        ModelInfo,
+    from controlplane.client_types import ModelInfo
+    from controlplane.client_version_types import (
         UpdateInfo,
         UpdateList,
         VersionList,
@@ -114,7 +114,7 @@ def upgrade(client: ModelMoraClient, out: Output, model: str, timeout: float | N
       modelmora upgrade my-team/my-model@v2.1.0
     """
     model_id, version = split_version(model)
-    with shown(client, out, model_id, set()) as on_progress:
+    with shown_installation(client, out, model_id, set()) as on_progress:
         done = client.upgrade(model_id, version, on_progress, timeout)
     out.result(done, _upgraded)
 

@@ -50,9 +50,12 @@ class Reply:
 
 
 def header(scope: Scope, name: str) -> str | None:
-    """Value of a request header, `name` in lower case; None when absent."""
+    """Value of a request header, `name` in lower case (as ASGI has them); None when absent."""
     wanted = name.encode()
-    return next((v.decode("latin-1") for k, v in scope["headers"] if k.lower() == wanted), None)
+    for key, value in scope["headers"]:  # asked ten times a request: a generator would show
+        if key == wanted:
+            return str(value, "latin-1")
+    return None
 
 
 class ClientWatch:

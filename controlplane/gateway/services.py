@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from controlplane.inference.infer import InferenceService
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.install import Installer
+    from controlplane.registry.lock_operations import LockOperations
     from controlplane.registry.locking import Locking
     from controlplane.registry.model import Servable
     from controlplane.registry.store import ModelStore
-    from controlplane.registry.sync import LockActivities
     from controlplane.settings import Settings
     from controlplane.triton.client import TritonClient
     from controlplane.triton.server import TritonServer
@@ -45,7 +45,7 @@ class Services:
     client: TritonClient
     bus: EventBus
     locking: Locking
-    lock_activities: LockActivities
+    lock_operations: LockOperations
     render_metrics: Callable[[], tuple[bytes, str]]
     started_at: float
     version: str

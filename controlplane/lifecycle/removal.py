@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from typing import TYPE_CHECKING
 
-from controlplane.errors import ModelAlreadyLoaded, ModelNotLoaded
+from controlplane.errors import InvalidStateTransition, ModelAlreadyLoaded, ModelNotLoaded
 from controlplane.lifecycle.state import HOLDING_MEMORY
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.install import Installer
     from controlplane.registry.store import ModelStore
+
+
+_LOOK_AGAIN_SECONDS = 0.05
 
 
 async def remove_model(
@@ -44,6 +47,24 @@ async def remove_model(
             raise ModelAlreadyLoaded(model_id, "is loaded; unload it first, or use force")
         await scheduler.unload(model_id)
     await installer.uninstall(model_id, force=force, expected_version=expected_version)
-    # A request may have loaded it again between the two; from here on none finds it any more.
-    with contextlib.suppress(ModelNotLoaded):
-        await scheduler.unload(model_id)
+    await leave_memory(scheduler, model_id)
+
+
+async def leave_memory(
+    scheduler: Scheduler, model_id: str, *, triton_version: int | None = None
+) -> None:
+    """Take out of memory what is no longer in the registry.
+
+    A request that had looked it up before may just be loading it. That ends, mostly because the
+    files are gone, and nobody finds the model any more.
+
+    Raises:
+        ServiceUnavailable: Triton did not unload it.
+    """
+    while True:
+        try:
+            await scheduler.unload(model_id, triton_version=triton_version)
+        except ModelNotLoaded:
+            return
+        except InvalidStateTransition:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlplane.lifecycle.admission import Gate
+from controlplane.lifecycle.history import ModelHistory
 from controlplane.lifecycle.policy import Candidate
 from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState, move
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from controlplane.errors import ModelMoraError
     from controlplane.lifecycle.health import HealthStatus
     from controlplane.registry.model import Servable
+
+
+def earlier_source(need_source: str) -> str:
+    """Where the figure of a model that is not in memory comes from, beside `measured` now."""
+    return "last_measured" if need_source == "measured" else need_source
 
 
 @dataclass(eq=False)
@@ -61,6 +67,10 @@ class Resident:
             is being healed, or it is kept.
         relapses: how often in a row it was loaded and became unhealthy soon after.
         node: which Triton holds it; there is one today.
+        request_count: leases given since it was loaded; `earlier_requests`: before that.
+        late_grants: leases that were given to those who had waited.
+        misses: requests that did not find it loaded.
+        coalesced: those of them that joined others who waited already.
     """
 
     servable: Servable
@@ -94,6 +104,10 @@ class Resident:
     desired: bool = False
     relapses: int = 0
     node: str = "local"
+    earlier_requests: int = 0
+    late_grants: int = 0
+    misses: int = 0
+    coalesced: int = 0
     gate: Gate = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,12 +123,27 @@ class Resident:
         return max(self.servable.need_mb, self.peak_mb)
 
     @property
+    def memory_source(self) -> str:
+        """Where the figure of its memory comes from: measured now, when it was last loaded,
+        declared at its registration, or estimated from its files."""
+        if self.measured:
+            return "measured"
+        if self.peak_mb > self.servable.need_mb:
+            return "last_measured"
+        return earlier_source(self.servable.need_source)
+
+    @property
     def holds_memory(self) -> bool:
         return self.state in HOLDING_MEMORY
 
     @property
     def idle(self) -> bool:
         return self.leases == 0 and not self.waiters
+
+    @property
+    def hits(self) -> int:
+        """Requests that found it loaded; not counted one by one, which would cost each of them."""
+        return self.earlier_requests + self.request_count - self.late_grants
 
     @property
     def yielding(self) -> bool:
@@ -140,6 +169,18 @@ class Resident:
         """
         self.state = move(self.model_id, self.state, target)
 
+    def enlist(self, waiter: Waiter) -> None:
+        """Have somebody wait for the load."""
+        joins = bool(self.waiters) or self.state is ModelState.LOADING
+        self.misses += waiter.takes_lease
+        self.coalesced += joins
+        self.waiters.append(waiter)
+
+    def begin_to_serve(self) -> None:
+        """Count requests anew: it has just been loaded."""
+        self.earlier_requests += self.request_count
+        self.request_count = 0
+
     def grant(self, now: float) -> None:
         """Give one lease; `now` is the event loop's clock."""
         self.leases += 1
@@ -151,6 +192,7 @@ class Resident:
         for waiter in self.waiters:
             if waiter.takes_lease:  # rule 1: before they wake, or the model could be evicted
                 self.grant(now)
+                self.late_grants += 1
             waiter.future.set_result(None)
         self.waiters.clear()
 
@@ -176,7 +218,17 @@ class Resident:
 
 
 class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of a resident for those who only look; memory in MB."""
+    """A snapshot of a resident for those who only look; memory in MB, times in seconds.
+
+    Attributes:
+        memory_mb: what counts against the budget now.
+        estimated_mb: what a load reserves; `memory_source` says where that figure comes from, or
+            that the present one is measured.
+        waiting_requests: for a load, or for their turn beside others that run.
+        hits, misses, coalesced: requests that found it loaded, that did not, and those of the
+            latter that joined others who waited already.
+        retry_at: when a failed model may be tried again.
+    """
 
     model_id: str
     version: str
@@ -199,12 +251,27 @@ class ResidentView(msgspec.Struct, frozen=True, kw_only=True):
     response_time_ms: float | None = None
     load_seconds: float | None = None
     process_id: int | None = None
+    estimated_mb: float = 0.0
+    memory_source: str = "estimated"
+    hits: int = 0
+    misses: int = 0
+    coalesced: int = 0
+    attempts: int = 0
+    retry_at: datetime | None = None
+    history: ModelHistory = ModelHistory()
     gpu_mb: float | None = None
     keep_loaded: bool = False
     yielding: bool = False
 
 
-def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> ResidentView:
+def view(
+    resident: Resident,
+    history: ModelHistory,
+    *,
+    device: str,
+    last_used_at: datetime | None,
+    retry_at: datetime | None,
+) -> ResidentView:
     """The snapshot of `resident`."""
     health = resident.health
     failed = (
@@ -232,6 +299,14 @@ def view(resident: Resident, *, device: str, last_used_at: datetime | None) -> R
         response_time_ms=health.response_time_ms if health else None,
         load_seconds=resident.load_seconds,
         process_id=resident.process_id,
+        estimated_mb=resident.need_mb,
+        memory_source=resident.memory_source,
+        hits=resident.hits,
+        misses=resident.misses,
+        coalesced=resident.coalesced,
+        attempts=resident.attempts,
+        retry_at=retry_at if resident.state is ModelState.FAILED else None,
+        history=history,
         gpu_mb=resident.gpu_mb,
         keep_loaded=resident.keep_loaded,
         yielding=resident.yielding,

@@ -37,10 +37,12 @@ from controlplane.errors import (
 )
 from controlplane.lifecycle import memory
 from controlplane.lifecycle.decisions import Decisions
+from controlplane.lifecycle.history import History
 from controlplane.lifecycle.lease import Lease
 from controlplane.lifecycle.ledger import DEFAULT_POLICY, Key, Ledger
 from controlplane.lifecycle.plan import Held, Snapshot
 from controlplane.lifecycle.policy import Residency
+from controlplane.lifecycle.queue_view import WaitingView, waiting_views
 from controlplane.lifecycle.resident import Resident, ResidentView, view
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.switching import Switching
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRIORITY", "Effects", "Key", "Lease", "Scheduler"]
 
 DEFAULT_PRIORITY = 3
+# Seconds that the stop waits for each load under way.
+CLOSE_PATIENCE = 10.0
 
 
 class Scheduler:
@@ -77,6 +81,7 @@ class Scheduler:
     ) -> None:
         self._effects = effects
         self._ledger = Ledger(budget_mb, max_models)
+        self.history = History(bus)
         self._transitions = Transitions(
             self._ledger,
             effects,
@@ -92,7 +97,9 @@ class Scheduler:
         self._decide = self._decisions.decide
         self._transitions.then_decide = self._decide
         self._transitions.on_load_failed = self._switching.load_failed
-        self._waiting = Waiting(self._ledger, self._decide, self.release)
+        self._waiting = Waiting(
+            self._ledger, self._decide, self.release, self._transitions.clear_failure
+        )
         self._device = memory.device()
 
     # -- asking ----------------------------------------------------------------------------
@@ -245,6 +252,25 @@ class Scheduler:
         best = max(shown, key=lambda r: (r.state is loaded, r.holds_memory), default=None)
         return self._view(best) if best else None
 
+    def view_of(self, triton_name: str, triton_version: int) -> ResidentView | None:
+        """One version as it stands, in memory or not; None when nobody has asked for it yet."""
+        resident = self._ledger.residents.get((triton_name, triton_version))
+        return self._view(resident) if resident else None
+
+    def every_view(self) -> tuple[ResidentView, ...]:
+        """Also those that are not in memory, but were asked for since the service began."""
+        return tuple(self._view(r) for r in self._ledger.residents.values())
+
+    def waiting(self) -> tuple[WaitingView, ...]:
+        """Requests that wait for a model to be loaded, in the order in which they are served."""
+        ledger = self._ledger
+        return waiting_views(ledger.residents.values(), ledger.now(), server_up=ledger.server_up)
+
+    @property
+    def server_up(self) -> bool:
+        """False between the loss of Triton and its return."""
+        return self._ledger.server_up
+
     @property
     def used_mb(self) -> float:
         """Memory that counts against the budget."""
@@ -339,6 +365,7 @@ class Scheduler:
     def server_lost(self) -> None:
         """Triton died: nothing is in memory any more; waiters stay and are served afterwards."""
         self._ledger.server_up = False
+        self._transitions.publish(events.TritonLost())
         for resident in self._ledger.holding():
             if resident.state is ModelState.LOADED or resident.keep_loaded:
                 resident.desired = True
@@ -347,6 +374,7 @@ class Scheduler:
     def server_restored(self) -> None:
         """Triton is back, empty: who is waited for is loaded, then what was loaded before."""
         self._ledger.server_up = True
+        self._transitions.publish(events.TritonRestored())
         for resident in self._ledger.active.values():
             if isinstance(resident.error, ServiceUnavailable):
                 resident.retry_at = 0.0  # that was the old server
@@ -384,17 +412,24 @@ class Scheduler:
             resident.fail_waiters(ServiceUnavailable("The service is stopping."))
         for resident in list(self._ledger.residents.values()):
             if resident.effect is not None and resident.state is ModelState.LOADING:
-                await asyncio.wait({resident.effect})
+                # A load that hangs ends with Triton.
+                await asyncio.wait({resident.effect}, timeout=CLOSE_PATIENCE)
             if self._ledger.server_up and resident.state is ModelState.LOADED:
                 self._transitions.begin_unload(resident, "shutdown")
-        effects = [r.effect for r in self._ledger.residents.values() if r.effect is not None]
-        if effects:
+        leaving = [r for r in self._ledger.residents.values() if r.state is not ModelState.LOADING]
+        if effects := [r.effect for r in leaving if r.effect is not None]:
             await asyncio.wait(effects)
         await self._transitions.end_tasks()
 
     # -- small helpers ---------------------------------------------------------------------
 
     def _view(self, resident: Resident) -> ResidentView:
-        age = timedelta(seconds=self._ledger.now() - resident.last_used)
-        used_at = events.utc_now() - age if resident.last_used else None
-        return view(resident, device=self._device, last_used_at=used_at)
+        present, clock = events.utc_now(), self._ledger.now()
+        used, retry = resident.last_used, resident.retry_at
+        return view(
+            resident,
+            self.history.of(resident.model_id, resident.servable.version),
+            device=self._device,
+            last_used_at=present + timedelta(seconds=used - clock) if used else None,
+            retry_at=present + timedelta(seconds=max(0.0, retry - clock)) if retry else None,
+        )

@@ -85,17 +85,17 @@ class Transitions:
     def begin_load(self, resident: Resident) -> None:
         """Reserve the model's memory and start its load."""
         if resident.state is ModelState.FAILED:
-            resident.move_to(ModelState.UNLOADED)
+            self.clear_failure(resident, "retry")
         resident.move_to(ModelState.LOADING)
         resident.ledger_mb, resident.measured = resident.need_mb, False
+        resident.loaded_clock = self._ledger.now()
         resident.effect = self.spawn(self._load(resident, resident.epoch))
+        self.publish(
+            events.ModelLoadRequested(model_id=resident.model_id, version=resident.servable.version)
+        )
 
     async def _load(self, resident: Resident, epoch: int) -> None:
         servable = resident.servable
-        resident.loaded_clock = self._ledger.now()
-        self.publish(
-            events.ModelLoadRequested(model_id=servable.model_id, version=servable.version)
-        )
         try:
             loaded = await self._effects.load(servable, self._load_timeout)
         except ModelMoraError as error:
@@ -117,7 +117,7 @@ class Transitions:
         resident.desired = False
         resident.load_seconds, resident.process_id = loaded.seconds, loaded.process_id
         resident.attempts, resident.error = 0, None
-        resident.request_count = 0
+        resident.begin_to_serve()
         resident.health = health.after_success(now, loaded.response_time_ms)
         resident.serve_waiters(resident.loaded_clock)
         self.publish(
@@ -149,17 +149,10 @@ class Transitions:
             error_code=error.code,
             reason=error.message,
         )
-        self.publish(
-            events.ModelLoadFailed(
-                model_id=resident.model_id,
-                version=resident.servable.version,
-                error_message=error.message,
-                attempt=resident.attempts,
-            )
-        )
+        self._publish_failed(resident, error.message)
         if isinstance(error, ServiceUnavailable) and resident.waiters:
             # Not the model's fault: they wait for the server, to their own deadlines.
-            resident.move_to(ModelState.UNLOADED)
+            self.clear_failure(resident, "server_lost")
         else:
             self.on_load_failed(resident)
             resident.fail_waiters(error)
@@ -189,15 +182,7 @@ class Transitions:
         resident.desired = True
         resident.error = ModelUnhealthy(resident.model_id, reason)
         log.warning("model is unhealthy", model_id=resident.model_id, reason=reason)
-        self.publish(
-            events.ModelHealthChanged(
-                model_id=resident.model_id,
-                version=resident.servable.version,
-                previous_state=ModelState.LOADED.value,
-                new_state=ModelState.UNHEALTHY.value,
-                error_message=reason,
-            )
-        )
+        self._publish_health(resident, ModelState.LOADED, reason)
         self.begin_unload(resident, "unhealthy_restart")
 
     # -- out -------------------------------------------------------------------------------
@@ -211,6 +196,11 @@ class Transitions:
         # Its outcome may interest nobody (evictions); an unread exception must not be a warning.
         resident.gone.add_done_callback(lambda f: f.cancelled() or f.exception())
         resident.effect = self.spawn(self._unload(resident, resident.epoch))
+        self.publish(
+            events.ModelUnloadRequested(
+                model_id=resident.model_id, version=resident.servable.version, reason=reason
+            )
+        )
 
     async def _unload(self, resident: Resident, epoch: int) -> None:
         if resident.leases:
@@ -260,6 +250,7 @@ class Transitions:
         log.error(
             "given up on an unhealthy model", model_id=resident.model_id, reason=error.message
         )
+        self._publish_health(resident, ModelState.UNLOADED, error.message)
         self.on_load_failed(resident)
         resident.fail_waiters(error)
 
@@ -270,13 +261,23 @@ class Transitions:
             resident.effect.cancel()
         if resident.state is ModelState.LOADING:
             resident.move_to(ModelState.FAILED)
-        elif resident.state is ModelState.UNHEALTHY:
-            resident.move_to(ModelState.UNLOADING)
-        was_loaded = resident.state is not ModelState.FAILED
-        resident.move_to(ModelState.UNLOADED)
-        if was_loaded:
+            self._publish_failed(resident, f"it was taken away during its load: {reason}")
+            self.clear_failure(resident, reason)
+        else:
+            if resident.state is ModelState.UNHEALTHY:
+                resident.move_to(ModelState.UNLOADING)
+            resident.move_to(ModelState.UNLOADED)
             self._publish_unloaded(resident, reason)
         _clear(resident)
+
+    def clear_failure(self, resident: Resident, reason: str) -> None:
+        """Let a model whose load failed be loaded again."""
+        resident.move_to(ModelState.UNLOADED)
+        self.publish(
+            events.ModelFailureCleared(
+                model_id=resident.model_id, version=resident.servable.version, reason=reason
+            )
+        )
 
     # -- tasks and events ------------------------------------------------------------------
 
@@ -296,6 +297,27 @@ class Transitions:
     def publish(self, event: events.DomainEvent) -> None:
         """Tell an event in the name of this scheduler."""
         self._bus.publish(msgspec.structs.replace(event, aggregate_id=self._manager_id))
+
+    def _publish_health(self, resident: Resident, previous: ModelState, why: str) -> None:
+        self.publish(
+            events.ModelHealthChanged(
+                model_id=resident.model_id,
+                version=resident.servable.version,
+                previous_state=previous.value,
+                new_state=resident.state.value,
+                error_message=why,
+            )
+        )
+
+    def _publish_failed(self, resident: Resident, why: str) -> None:
+        self.publish(
+            events.ModelLoadFailed(
+                model_id=resident.model_id,
+                version=resident.servable.version,
+                error_message=why,
+                attempt=resident.attempts,
+            )
+        )
 
     def _publish_unloaded(self, resident: Resident, reason: str) -> None:
         self.publish(

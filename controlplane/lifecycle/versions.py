@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from controlplane.errors import CurrentVersionProtected, ModelNotLoaded, VersionNotFound
+from controlplane.lifecycle.removal import leave_memory
 from controlplane.lifecycle.switch import SwitchMode
 from controlplane.registry.catalog import pick
 from controlplane.registry.model import LATEST, VersionStatus
@@ -16,7 +17,6 @@ from controlplane.registry.model import LATEST, VersionStatus
 if TYPE_CHECKING:
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.install import Installer
-    from controlplane.registry.model import ModelVersion
     from controlplane.registry.store import ModelStore
 
 
@@ -69,6 +69,8 @@ async def remove_version(
 ) -> None:
     """Remove a version with its files; one that is in memory is drained and unloaded first.
 
+    Requests that run on it end well; later ones that name it fail with VersionNotFound.
+
     Raises:
         InvalidModelId, ModelNotFound, VersionNotFound.
         CurrentVersionProtected: it is the current one.
@@ -82,12 +84,8 @@ async def remove_version(
     if gone.version == model.current_version:
         raise CurrentVersionProtected(model.model_id, gone.version)
     store.check_unlocked(model.model_id, gone)
-    await _out_of_memory(scheduler, gone)
-    await installer.uninstall_version(model.model_id, gone.version)
-    # A request may have loaded it again between the two; from here on none finds it any more.
-    await _out_of_memory(scheduler, gone)
-
-
-async def _out_of_memory(scheduler: Scheduler, version: ModelVersion) -> None:
+    number = gone.triton_version
     with contextlib.suppress(ModelNotLoaded):
-        await scheduler.unload(version.model_id, triton_version=version.triton_version)
+        await scheduler.unload(model.model_id, triton_version=number)
+    await installer.uninstall_version(model.model_id, gone.version)
+    await leave_memory(scheduler, model.model_id, triton_version=number)

@@ -27,11 +27,16 @@ class Waiting:
     """Puts callers into the line of a model and takes them out again."""
 
     def __init__(
-        self, ledger: Ledger, decide: Callable[[], None], release: Callable[[Resident], None]
+        self,
+        ledger: Ledger,
+        decide: Callable[[], None],
+        release: Callable[[Resident], None],
+        clear_failure: Callable[[Resident, str], None],
     ) -> None:
         self._ledger = ledger
         self._decide = decide
         self._release = release
+        self._clear_failure = clear_failure
         self._sequence = itertools.count()
 
     async def wait(
@@ -48,7 +53,7 @@ class Waiting:
             servable.floating,
             self._ledger.now(),
         )
-        resident.waiters.append(waiter)
+        resident.enlist(waiter)
         self._decide()
         try:
             await asyncio.wait({waiter.future}, timeout=max(0.0, deadline - self._ledger.now()))
@@ -80,7 +85,7 @@ class Waiting:
             resident.error.retry_after = wait
             # One object answers many callers: without this its traceback would grow with each.
             raise resident.error.with_traceback(None)
-        resident.move_to(ModelState.UNLOADED)
+        self._clear_failure(resident, "retry")
 
     def _abandon(self, waiter: Waiter) -> None:
         resident = waiter.resident

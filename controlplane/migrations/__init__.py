@@ -18,6 +18,7 @@ from controlplane.migrations import (
     m0009_model_policy,
     m0010_custom_task,
     m0011_remote_code,
+    m0012_lock_operations,
 )
 
 if TYPE_CHECKING:
@@ -35,4 +36,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0009_model_policy,
     m0010_custom_task,
     m0011_remote_code,
+    m0012_lock_operations,
 )

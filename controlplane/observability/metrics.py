@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version as distribution_version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import psutil
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -20,39 +19,23 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from controlplane import events
+from controlplane.lifecycle.history import EVICTIONS
 from controlplane.lifecycle.memory import device
-from controlplane.lifecycle.state import HOLDING_MEMORY, ModelState
+from controlplane.observability.gauges import Gauges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from controlplane.observability.gauges import MemoryView
 
-    from prometheus_client.metrics_core import Metric
-
-    from controlplane.lifecycle.resident import ResidentView
-
-_MB = 1024 * 1024
 # From a single short text on an idle machine to a first request that loads a large model.
 _DURATION_BUCKETS = (
     *(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
 )
+# From a tiny model out of the page cache to a large one from a cold disk.
+_LOAD_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-
-
-class MemoryView(Protocol):
-    """What the gauges are read from: the scheduler; memory in MB."""
-
-    @property
-    def used_mb(self) -> float: ...
-
-    @property
-    def budget_mb(self) -> float: ...
-
-    def loaded(self) -> Sequence[ResidentView]: ...
 
 
 class Metrics:
@@ -71,13 +54,16 @@ class Metrics:
                 "gpu_enabled": str(device() == "cuda").lower(),
             }
         )
-        self._registry.register(_Gauges(memory))
+        self._registry.register(Gauges(memory))
         ProcessCollector(registry=self._registry)
+        self._healing: set[str] = set()
         bus.subscribe(events.InferenceFinished, self._on_inference)
         bus.subscribe(events.ModelLoaded, self._on_loaded)
         bus.subscribe(events.ModelUnloaded, self._on_unloaded)
-        bus.subscribe(events.ModelEvicted, self._on_evicted)
         bus.subscribe(events.ModelLoadFailed, self._on_load_failed)
+        bus.subscribe(events.ModelHealthChanged, self._on_health)
+        bus.subscribe(events.ModelUnregistered, self._on_unregistered)
+        bus.subscribe(events.TritonRestored, self._on_restored)
 
     def render(self) -> tuple[bytes, str]:
         """All metrics in Prometheus' text format, and its content type."""
@@ -113,7 +99,17 @@ class Metrics:
 
     def _make_lifecycle_metrics(self) -> None:
         self._loads = Counter(
-            "modelmora_model_loads_total", "Loads.", ["model_id"], registry=self._registry
+            "modelmora_model_loads_total",
+            "Loads, by outcome: success or failed.",
+            ["model_id", "outcome"],
+            registry=self._registry,
+        )
+        self._load_duration = Histogram(
+            "modelmora_model_load_duration_seconds",
+            "From Triton's call to the answered test inference, of loads that succeeded.",
+            ["model_id"],
+            buckets=_LOAD_BUCKETS,
+            registry=self._registry,
         )
         self._unloads = Counter(
             "modelmora_model_unloads_total",
@@ -123,13 +119,36 @@ class Metrics:
         )
         self._evictions = Counter(
             "modelmora_model_evictions_total",
-            "Models unloaded to make room for another.",
+            "Models unloaded for want of memory or because they were idle, by reason.",
+            ["reason"],
             registry=self._registry,
         )
+        for reason in sorted(EVICTIONS):  # at 0, so that the first one is an increase
+            self._evictions.labels(reason)
         self._load_failures = Counter(
             "modelmora_model_load_failed_total",
             "Loads that failed.",
             ["model_id"],
+            registry=self._registry,
+        )
+        self._make_health_metrics()
+
+    def _make_health_metrics(self) -> None:
+        self._unhealthy = Counter(
+            "modelmora_model_unhealthy_total",
+            "Times that a model did not answer and was taken out of service.",
+            ["model_id"],
+            registry=self._registry,
+        )
+        self._healed = Counter(
+            "modelmora_model_healed_total",
+            "Times that such a model was loaded again and answered.",
+            ["model_id"],
+            registry=self._registry,
+        )
+        self._restarts = Counter(
+            "modelmora_triton_restarts_total",
+            "Times that Triton came back after it was lost.",
             registry=self._registry,
         )
 
@@ -143,56 +162,35 @@ class Metrics:
             self._failed.labels(event.model_id, event.protocol, code).inc()
 
     def _on_loaded(self, event: events.ModelLoaded) -> None:
-        self._loads.labels(event.model_id).inc()
+        self._loads.labels(event.model_id, "success").inc()
+        self._load_duration.labels(event.model_id).observe(event.load_seconds)
+        if event.model_id in self._healing:
+            self._healing.discard(event.model_id)
+            self._healed.labels(event.model_id).inc()
 
     def _on_unloaded(self, event: events.ModelUnloaded) -> None:
         self._unloads.labels(event.model_id, event.reason).inc()
-
-    def _on_evicted(self, _: events.ModelEvicted) -> None:
-        self._evictions.inc()
+        if event.reason in EVICTIONS:
+            self._evictions.labels(event.reason).inc()
 
     def _on_load_failed(self, event: events.ModelLoadFailed) -> None:
+        self._loads.labels(event.model_id, "failed").inc()
         self._load_failures.labels(event.model_id).inc()
 
+    def _on_health(self, event: events.ModelHealthChanged) -> None:
+        if event.new_state == "unhealthy":
+            self._healing.add(event.model_id)
+            self._unhealthy.labels(event.model_id).inc()
 
-class _Gauges(Collector):
-    """What is so now; asked for at each scrape, so it can never be stale."""
+    def _on_restored(self, _: events.TritonRestored) -> None:
+        self._restarts.inc()
 
-    def __init__(self, memory: MemoryView) -> None:
-        self._memory = memory
-
-    def collect(self) -> Iterator[Metric]:
-        views = self._memory.loaded()
-        budget = self._memory.budget_mb
-        loaded = sum(view.state is ModelState.LOADED for view in views)
-        yield _gauge("modelmora_models_loaded", "Models that are loaded.", loaded)
-        yield _per_model(views)
-        yield _gauge(
-            "modelmora_memory_usage_percent",
-            "Memory of models, of the budget.",
-            100 * self._memory.used_mb / budget if budget else 0.0,
-        )
-        yield _gauge(
-            "modelmora_system_memory_available_bytes",
-            "Memory the machine could still give away.",
-            psutil.virtual_memory().available,
-        )
-
-
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def _per_model(views: Iterable[ResidentView]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(
-        "modelmora_model_memory_usage_bytes",
-        "Memory that counts for a model: measured, or reserved while it loads.",
-        labels=["model_id"],
-    )
-    usage: dict[str, float] = {}
-    for view in views:  # two versions of a model may be in memory while one replaces the other
-        if view.state in HOLDING_MEMORY:
-            usage[view.model_id] = usage.get(view.model_id, 0.0) + view.memory_mb * _MB
-    for model_id, size in usage.items():
-        family.add_metric([model_id], size)
-    return family
+    def _on_unregistered(self, event: events.ModelUnregistered) -> None:
+        """Labels are those of registered models: a thousand that came and went must not stay."""
+        self._healing.discard(event.model_id)
+        for metric in (
+            *(self._requests, self._failed, self._duration, self._batch),
+            *(self._loads, self._load_duration, self._load_failures),
+            *(self._unloads, self._unhealthy, self._healed),
+        ):
+            metric.remove_by_labels({"model_id": event.model_id})

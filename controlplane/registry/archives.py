@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from controlplane.registry.file_intake import FileIntake
     from controlplane.registry.files import SourceRules
-    from controlplane.registry.intake import FileIntake, Intake
+    from controlplane.registry.intake import Intake
 
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024

@@ -255,5 +255,6 @@ def servable(model: Model, version: ModelVersion, *, floating: bool = False) -> 
         triton_name=version.triton_name,
         triton_version=version.triton_version,
         need_mb=version.need_mb,
+        need_source=version.need_source,
         floating=floating,
     )

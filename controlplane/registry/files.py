@@ -21,16 +21,26 @@ CONFIG = "config.json"
 SAFE_INDEX = "model.safetensors.index.json"
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an installation is; `fraction` is 0 to 1 within the phase, None when unknown."""
+Phase = Literal[
+    "downloading", "exporting", "installing", "switching", "removing", "verifying", "repairing"
+]
 
-    phase: Literal["downloading", "exporting"]
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an operation is; `fraction` is 0 to 1 within the phase, None when unknown.
+
+    Attributes:
+        phase: the first two are an installation's, the others a sync's and a verification's.
+        rate: bytes per second just now.
+    """
+
+    phase: Phase
     step: str
     message: str
     fraction: float | None = None
     bytes_done: int | None = None
     bytes_total: int | None = None
-    bytes_per_second: float | None = None
+    rate: float | None = None
 
 
 class SourceRules(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from controlplane.errors import (
     DownloadFailed,
     ModelMoraError,
 )
-from controlplane.registry.blobs import digest_of
+from controlplane.registry.contents import digest_of
 from controlplane.registry.files import MODULES, FetchedSource, SourceRules, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
 from controlplane.registry.selection import check_received, choose, module_folders
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
     from huggingface_hub.errors import HfHubHTTPError
 
-    from controlplane.registry.intake import FileIntake, Intake, Stop
+    from controlplane.registry.file_intake import FileIntake
+    from controlplane.registry.intake import Intake
+    from controlplane.registry.stopping import Stop
 
 _CANONICAL = "https://huggingface.co"
 _MB = 1024 * 1024

@@ -24,7 +24,6 @@ from controlplane.errors import (
     CurrentVersionProtected,
     ModelMoraError,
     ModelNotFound,
-    OperationFinished,
     VersionNotFound,
 )
 from controlplane.registry import recovery
@@ -33,7 +32,8 @@ from controlplane.registry.conversion import CONVERTER
 from controlplane.registry.installation import Installation, Workshop
 from controlplane.registry.model import INSTALLING, Model, ModelId, ModelVersion, VersionStatus
 from controlplane.registry.operation import (
-    MAX_ATTEMPTS,
+    CANCELLED,
+    INSTALL,
     Operation,
     OperationError,
     OperationStatus,
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 STOPPED = "The installation was interrupted because the server stopped; install again."
-INTERRUPTED = "INTERRUPTED"
-CANCELLED = "CANCELLED"
 
 
 class _Reason(Enum):
@@ -81,7 +79,7 @@ class Installer:
     """Runs installations; all calls on one event loop.
 
     Attributes:
-        operations: the record of all installations, and those under way.
+        operations: the record of all operations, and those under way.
 
     Args:
         converter: command line of the converter, up to its options.
@@ -100,6 +98,7 @@ class Installer:
         self._store = store
         self._shop = Workshop(store, repository, settings, converter=converter, limits=limits)
         self.operations = Operations(OperationStore(store.db))
+        self.operations.cancellers[INSTALL] = self._cancel_operation
         self._jobs: dict[str, _Job] = {}  # by id of the version
         self._removals: dict[str, asyncio.Task[None]] = {}  # by model id
 
@@ -162,45 +161,25 @@ class Installer:
 
     def resume(self) -> None:
         """At start, after `recover`: go on with the operations that the last server left."""
-        for operation in self.operations.waiting():
+        for operation in self.operations.waiting(INSTALL):
             version = self._version_of(operation)
             if version is None or version.status is VersionStatus.READY:
                 self._conclude(operation, version)
-            elif operation.attempts >= MAX_ATTEMPTS:
-                message = f"The server ended {operation.attempts} times in the middle of it."
-                error = OperationError(INTERRUPTED, f"{message} Look at its log; install again.")
-                self.operations.finish(operation.id, OperationStatus.FAILED, error)
-            else:
-                self._resume(operation)
+            elif not self.operations.give_up(operation):
+                self._resume(operation, version)
 
-    def _resume(self, operation: Operation) -> None:
-        log.info("resuming installation", model_id=operation.model_id, version=operation.version)
+    def _resume(self, operation: Operation, version: ModelVersion) -> None:
+        log.info("resuming installation", model_id=version.model_id, version=version.version)
         try:
-            self.request(operation.model_id, operation.version)
+            self.request(version.model_id, version.version)
         except ModelMoraError as error:  # a full disk, for one: it must not keep us from serving
-            log.warning("not resumed", model_id=operation.model_id, error=error.message)
+            log.warning("not resumed", model_id=version.model_id, error=error.message)
             message = f"It was interrupted and could not be resumed: {error.message}"
             self._finish(operation.id, OperationStatus.FAILED, error.code, message)
 
-    async def cancel(self, operation_id: str) -> Operation:
-        """Stop an operation; the operation when it has stopped.
-
-        Raises:
-            OperationNotFound.
-            OperationFinished: it had ended, or was faster than this.
-        """
-        job = next((j for j in self._jobs.values() if j.operation_id == operation_id), None)
-        operation = self.operations.get(operation_id)
-        if job is not None:
-            await self._cancel([job], _Reason.ASKED)
-        elif operation.active:  # of an earlier server, and not resumed
-            self._finish(operation_id, OperationStatus.CANCELLED, CANCELLED, _Reason.ASKED.value)
-        else:
-            raise OperationFinished(operation_id, operation.status.value)
-        operation = self.operations.get(operation_id)
-        if operation.status is not OperationStatus.CANCELLED:
-            raise OperationFinished(operation_id, operation.status.value)
-        return operation
+    async def _cancel_operation(self, operation_id: str) -> None:
+        jobs = [job for job in self._jobs.values() if job.operation_id == operation_id]
+        await self._cancel(jobs, _Reason.ASKED)
 
     def progress(self, model_id: str, version: str | None = None) -> Progress | None:
         """How far an installation of this model is, of `version` or else the one begun last.
@@ -335,6 +314,7 @@ class Installer:
 
     def _version_of(self, operation: Operation) -> ModelVersion | None:
         """The version that an operation was for, unless it was removed since."""
+        assert operation.model_id is not None, operation  # an installation's
         try:
             version = self._store.version(operation.model_id, operation.version)
         except (ModelNotFound, VersionNotFound):

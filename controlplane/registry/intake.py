@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
-import time
-from collections import deque
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import msgspec
 
 from controlplane.errors import SourceRefused
-from controlplane.registry.blobs import Note, note_path, read_note, write_note
 from controlplane.registry.disk import remove_tree, require_space, sync_folder
+from controlplane.registry.file_intake import FileIntake
 from controlplane.registry.files import (
     RECORD,
     FetchedSource,
@@ -24,50 +21,19 @@ from controlplane.registry.files import (
     SourceFile,
     source_checksum,
 )
+from controlplane.registry.rate import Rate
+from controlplane.registry.stopping import FetchCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from controlplane.registry.blobs import BlobCache
+    from controlplane.registry.stopping import Cancellation
 
 PARTIAL = ".partial"
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024
-_RATE_SECONDS = 5.0
-
-
-class FetchCancelled(Exception):
-    """The caller asked to stop; what came of the files so far may be kept for another time."""
-
-
-class Cancellation(Protocol):
-    """What `threading.Event` offers to those who look whether to stop."""
-
-    def is_set(self) -> bool: ...
-
-    def wait(self, timeout: float) -> bool: ...
-
-
-class Stop:
-    """Set when the caller's event is, or by `set`: for the threads of one fetch."""
-
-    def __init__(self, outer: Cancellation) -> None:
-        self._outer = outer
-        self._own = threading.Event()
-
-    def set(self) -> None:
-        self._own.set()
-
-    def is_set(self) -> bool:
-        return self._own.is_set() or self._outer.is_set()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until it is set, at most `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while not self.is_set() and (left := deadline - time.monotonic()) > 0:
-            self._outer.wait(min(left, 0.1))
-        return self.is_set()
 
 
 class Intake:
@@ -99,7 +65,7 @@ class Intake:
         self._files: dict[str, SourceFile] = {}
         self._progress = progress
         self._cancelled = cancelled
-        self._rate = _Rate()
+        self._rate = Rate()
         self._lock = threading.Lock()
 
     def begin(self) -> None:
@@ -201,7 +167,7 @@ class Intake:
                     fraction=self._done / total if total else None,
                     bytes_done=self._done,
                     bytes_total=total,
-                    bytes_per_second=rate,
+                    rate=rate,
                 )
             )
 
@@ -239,133 +205,6 @@ class Intake:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         return target
-
-
-class FileIntake:
-    """One file being received.
-
-    Attributes:
-        received: bytes so far.
-        resumed: bytes of these that an earlier attempt had left.
-        validator: names the content they are of; None when the source has no name for it.
-    """
-
-    def __init__(
-        self, intake: Intake, path: str, part: Path, *, validator: str | None, keep: bool
-    ) -> None:
-        self.path = path
-        self.part = part
-        self.received = self.resumed = 0
-        self._intake = intake
-        self._keep = keep
-        self._done = False
-        self._sha256 = hashlib.sha256()
-        note = read_note(part)
-        left = note.validator if keep and note is not None and part.exists() else None
-        resumable = left is not None and validator in (None, left)
-        self.validator = left if resumable else validator
-        self._handle = part.open("r+b" if resumable else "wb")
-        if resumable:
-            self._read_again()
-        self._write_note()
-
-    def write(self, chunk: bytes) -> None:
-        """Append bytes.
-
-        Raises:
-            FetchCancelled, SourceRefused.
-        """
-        self._intake.check_cancelled()
-        self._intake.check_size(self.received + len(chunk))
-        try:
-            self._handle.write(chunk)
-            self._handle.flush()  # to the system: a killed process has lost none of it
-        except OSError as error:
-            # A full disk is needed by others more than by half a file.
-            self._keep = self._keep and error.errno not in (errno.ENOSPC, errno.EDQUOT)
-            raise
-        self._sha256.update(chunk)
-        self.received += len(chunk)
-        self._intake.advance(self.path, len(chunk))
-
-    def restart(self, validator: str | None = None) -> None:
-        """Forget what came so far: it will come again from the beginning."""
-        if self.received:
-            self._intake.advance(self.path, -self.received)
-        self._handle.seek(0)
-        self._handle.truncate()
-        self._sha256 = hashlib.sha256()
-        self.received = self.resumed = 0
-        if validator is not None:
-            self.name_content(validator)
-
-    def name_content(self, validator: str | None) -> None:
-        """Note of which content the bytes are."""
-        if validator != self.validator:
-            self.validator = validator
-            self._write_note()
-
-    @property
-    def name(self) -> str | None:
-        """The validator, where it holds beyond this fetch."""
-        return self.validator if self._keep else None
-
-    def sync(self) -> SourceFile:
-        """Write everything to the disk; what was received."""
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        return SourceFile(self.path, self.received, self._sha256.hexdigest())
-
-    def finish(self) -> SourceFile:
-        """The file is whole, and from now on somebody else's."""
-        file = self.sync()
-        self._done = True
-        return file
-
-    def forget(self) -> None:
-        """It is of no use: nothing of it will be kept."""
-        self._keep = False
-
-    def leave(self) -> None:
-        """Close it. Unless it is finished or may be continued, it is removed."""
-        try:
-            self._handle.close()
-        finally:
-            kept = self._keep and self.validator is not None and self.received > 0
-            if self._done or not kept:
-                note_path(self.part).unlink(missing_ok=True)
-            if not self._done and not kept:
-                self.part.unlink(missing_ok=True)
-
-    def _read_again(self) -> None:
-        while chunk := self._handle.read(_CHUNK):
-            self._intake.check_cancelled()
-            self._sha256.update(chunk)
-            self.received += len(chunk)
-        self.resumed = self.received
-        self._intake.advance(self.path, self.received, came=False)
-
-    def _write_note(self) -> None:
-        if self._keep and self.validator is not None:
-            write_note(self.part, Note(self._intake.owner, self.path, self.validator))
-
-
-class _Rate:
-    """Bytes per second over the last seconds."""
-
-    def __init__(self) -> None:
-        self._came: deque[tuple[float, int]] = deque()
-        self._sum = 0
-
-    def add(self, count: int) -> float | None:
-        """Count bytes that came now; the rate, or None while it cannot be told."""
-        now = time.monotonic()
-        self._came.append((now, count))
-        self._sum += count
-        while now - self._came[0][0] > _RATE_SECONDS:
-            self._sum -= self._came.popleft()[1]
-        seconds = now - self._came[0][0]
-        return self._sum / seconds if seconds > 0.1 else None
 
 
 def received_before(destination: Path, cancelled: Cancellation) -> FetchedSource | None:

@@ -22,10 +22,8 @@ from controlplane.registry.model import (
     ModelVersion,
     ResourceRequirements,
     TaskType,
-    VersionStatus,
     check_checksum,
     check_version_name,
-    version_sort_key,
 )
 
 if TYPE_CHECKING:
@@ -273,15 +271,3 @@ def _converter_of(version: ModelVersion) -> Converter | None:
     facts = {k: v for k, v in manifest.get("converter", {}).items() if k in known}
     facts |= {name: manifest[name] for name in ("engine", "precision") if name in manifest}
     return Converter(**facts)
-
-
-def newest(versions: Iterable[ModelVersion]) -> ModelVersion | None:
-    """The newest ready version: the highest semantic version, else the one registered last."""
-    ready = [version for version in versions if version.status is VersionStatus.READY]
-    return max(ready, key=_age, default=None)
-
-
-def _age(version: ModelVersion) -> tuple[object, ...]:
-    key = version_sort_key(version.version)
-    # the names of branches and commits say nothing of their age
-    return key if key[0] else (0, version.triton_version)

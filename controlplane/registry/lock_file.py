@@ -1,6 +1,7 @@
 """`modelmora.lock`: a lock as YAML, for people to read and to compare with `git diff`.
 
-Written sorted and without anything that changes by itself: the same lock gives the same bytes.
+Written sorted and without anything that changes by itself: the same lock gives the same bytes. It
+ends in YAML's `...`, so that a file that was cut off between two models is not taken for whole.
 Read strictly, since people edit it: whatever is wrong is named with its line and what to do.
 """
 
@@ -12,8 +13,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from controlplane.db import to_text
 from controlplane.errors import InvalidLock
+from controlplane.moments import to_text
 from controlplane.registry.files import SourceFile
 from controlplane.registry.lock import (
     LOCK_VERSION,
@@ -63,7 +64,12 @@ def dump(document: LockDocument) -> str:
     entries = sorted(document.locked_models, key=lambda entry: entry.model_id)
     values["locked_models"] = [_entry(entry) for entry in entries]
     text: str = yaml.dump(
-        values, Dumper=_FileDumper, sort_keys=False, allow_unicode=True, width=2**30
+        values,
+        Dumper=_FileDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=2**30,
+        explicit_end=True,
     )
     return _HEADER + text
 
@@ -118,6 +124,7 @@ class _Reading:
     def __init__(self, name: str) -> None:
         self._name = name
         self._lines: dict[str, int] = {}
+        self._whole = False
 
     def values(self, content: str | bytes) -> dict[str, Any]:
         """The file's content as plain values, every scalar of the type it is written as."""
@@ -125,7 +132,7 @@ class _Reading:
             raise self._error("", f"is larger than {_MAX_BYTES // 2**20} MB")
         try:
             text = content.decode() if isinstance(content, bytes) else content
-            self._refuse_bombs(text)
+            self._look_through(text)
             root = yaml.compose(text, Loader=_Loader)
             value = None if root is None else self._value(root, "")
         except UnicodeDecodeError as error:
@@ -141,8 +148,11 @@ class _Reading:
             )
         return value
 
-    def _refuse_bombs(self, text: str) -> None:
-        # A few nested ones would make a file of a kilobyte into gigabytes.
+    def _look_through(self, text: str) -> None:
+        """See whether it is written to its end, and refuse what is dangerous to build.
+
+        A few aliases within aliases would make a file of a kilobyte into gigabytes.
+        """
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent)
@@ -152,6 +162,8 @@ class _Reading:
             if isinstance(event, yaml.AliasEvent):
                 line = _line(event)
                 raise self._error("", f"line {line}: aliases (*{event.anchor}) are not taken")
+            if isinstance(event, yaml.DocumentEndEvent):
+                self._whole = bool(event.explicit)
 
     def _value(self, node: yaml.Node, path: str) -> Any:
         self._lines[path] = _line(node)
@@ -175,7 +187,10 @@ class _Reading:
         return found
 
     def check_version(self, values: dict[str, Any]) -> None:
-        """Refuse what only a newer ModelMora can read, before anything else is looked at."""
+        """Refuse what only a newer ModelMora can read, before anything else is looked at.
+
+        Then what was cut off.
+        """
         found = values.get("lock_version")
         if found is None:
             raise self._error(
@@ -191,6 +206,12 @@ class _Reading:
         if str(found) != LOCK_VERSION:
             raise self._error("lock_version", f"is {found!r}, not '{LOCK_VERSION}'")
         values["lock_version"] = str(found)
+        if not self._whole:
+            raise self._error(
+                "",
+                "is cut off: its last line is not '...'. Take the file from where it was written, "
+                "or write it anew with: modelmora lock",
+            )
 
     def convert(self, values: dict[str, Any]) -> LockDocument:
         """The document, or every value that is of the wrong kind, one for each entry at least."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import append_event, from_text, transaction
+from controlplane.db import append_event, transaction
 from controlplane.errors import (
     ConcurrentModification,
     InvalidLock,
@@ -19,6 +19,7 @@ from controlplane.errors import (
     ValidationFailed,
 )
 from controlplane.events import LockCreated, LockDeleted, LockUpdated, utc_now
+from controlplane.moments import from_text
 from controlplane.registry.files import SourceFile
 from controlplane.registry.lock import (
     Converter,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.errors import InvalidLock, ModelNotReady
+from controlplane.errors import InvalidLock, LockNotFound, ModelNotReady
 from controlplane.events import utc_now
 from controlplane.registry import lock_file
 from controlplane.registry.files import RECORD, FetchedSource
@@ -15,7 +15,6 @@ from controlplane.registry.lock import (
     LockedModelEntry,
     ModelLock,
     entry_of,
-    newest,
     validate,
 )
 from controlplane.registry.lock_plan import Action, Difference, differences, plan
@@ -158,7 +157,7 @@ class Locking:
             number, total = number + 1, page.total_pages
 
     def _entry(self, model: Model, *, latest: bool) -> LockedModelEntry:
-        version = (newest(model.versions) if latest else None) or model.current
+        version = (model.latest if latest else None) or model.current
         if version.status is not VersionStatus.READY:
             raise ModelNotReady(
                 model.model_id, version.version, version.status.value, version.error_message
@@ -225,9 +224,10 @@ class Locking:
             InvalidLock: it breaks a rule, or has no models.
         """
         require_models(document)
-        if any(lock.name == document.name for lock in self.locks.every()):
+        try:
             return self.locks.update(document), False
-        return self.locks.create(document), True
+        except LockNotFound:
+            return self.locks.create(document), True
 
     def rollback(
         self, name: str, version: int, *, expected_version: int | None = None

@@ -6,118 +6,60 @@ import re
 from datetime import datetime
 from enum import Enum
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 
-from controlplane.errors import InvalidChecksum, InvalidModelId, InvalidTaskType, ValidationFailed
+from controlplane.errors import InvalidTaskType, ValidationFailed
+from controlplane.registry.names import (
+    LATEST,
+    MEDIUM,
+    SERVABLE_TASKS,
+    SHORT,
+    TEXT,
+    ModelId,
+    TaskType,
+    check_checksum,
+    check_version_name,
+    is_semantic,
+    version_errors,
+    version_sort_key,
+)
+from controlplane.registry.requirements import ResourceCapacity, ResourceRequirements
 from controlplane.registry.source_url import parse_source_url
 
-# The hub's rule for names, per part: no leading or trailing '-' or '.', no '--', no '..'. That is
-# what makes '{org}--{repo}' collision-free as a Triton model name.
-_PART = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?")
-_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
-_SEMVER = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:-([0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?")
-# Git's own rule for branch and tag names is wider; this keeps what a path or URL can carry.
-_VERSION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]*")
+# What makes up a model is had from here, its names and needs too.
+__all__ = [
+    "FRAMEWORKS",
+    "INSTALLING",
+    "LATEST",
+    "MEDIUM",
+    "SERVABLE_TASKS",
+    "SHORT",
+    "STATUS_MOVES",
+    "TEXT",
+    "Model",
+    "ModelChange",
+    "ModelId",
+    "ModelVersion",
+    "NewModel",
+    "ResourceCapacity",
+    "ResourceRequirements",
+    "Servable",
+    "TaskType",
+    "VersionStatus",
+    "age_order",
+    "check_change",
+    "check_checksum",
+    "check_new_model",
+    "check_version_name",
+    "is_semantic",
+    "version_sort_key",
+]
+
 # Neither control characters nor halves of surrogate pairs: SQLite would cut or refuse them.
 _TEXT = re.compile(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]*")
 
 _LONGEST_IDLE = 10**9
-SHORT = 255
-MEDIUM = 1000
-TEXT = 100_000
-# One below SHORT: the Triton name is one longer, and a folder's name has at most 255 bytes.
-_ID_LENGTH = SHORT - 1
-
-
-class ModelId(msgspec.Struct, frozen=True, order=True):
-    """`{organization}/{repository}`, case-sensitive, at most 254 characters."""
-
-    organization: str
-    repository: str
-
-    def __str__(self) -> str:
-        return f"{self.organization}/{self.repository}"
-
-    @property
-    def triton_name(self) -> str:
-        """Name of the model in Triton and of its folder in the model repository."""
-        return f"{self.organization}--{self.repository}"
-
-    @classmethod
-    def parse(cls, text: str) -> ModelId:
-        """Read a model id.
-
-        Raises:
-            InvalidModelId: saying which rule the text breaks.
-        """
-        parts = text.split("/")
-        if len(parts) != 2:
-            why = "it has no organization" if len(parts) == 1 else "it has more than one slash"
-            raise InvalidModelId(text, why)
-        if len(text) > _ID_LENGTH:
-            raise InvalidModelId(text, f"it is longer than {_ID_LENGTH} characters")
-        for part in parts:
-            if not _PART.fullmatch(part):
-                raise InvalidModelId(
-                    text,
-                    f"{part!r} must be letters, digits, '-', '_' and '.', "
-                    "beginning and ending with a letter, digit or '_'",
-                )
-            if "--" in part or ".." in part:
-                raise InvalidModelId(text, f"{part!r} must not contain '--' or '..'")
-        return cls(*parts)
-
-    @classmethod
-    def from_any_spelling(cls, name: str) -> ModelId:
-        """Read a model id, its URL-encoded form or its Triton name.
-
-        Raises:
-            InvalidModelId: as `parse`.
-        """
-        text = unquote(name)
-        if "/" not in text and text.count("--") == 1:
-            text = text.replace("--", "/")
-        return cls.parse(text)
-
-
-class TaskType(str, Enum):
-    """What a model does (domain §2.7)."""
-
-    TXT2EMBED = "txt2embed"
-    TXT2TXT = "txt2txt"
-    TXT2IMG = "txt2img"
-    IMG2TXT = "img2txt"
-    IMG2EMBED = "img2embed"
-    IMG2IMG = "img2img"
-    AUDIO2TXT = "audio2txt"
-    TXT2AUDIO = "txt2audio"
-    CLASSIFICATION = "classification"
-    OBJECT_DETECTION = "object_detection"
-    QUESTION_ANSWERING = "question_answering"
-    # Ours, not the domain's: a ready-made Triton model, whose tensors are its own affair.
-    CUSTOM = "custom"
-
-    def __str__(self) -> str:
-        return self.value
-
-    @classmethod
-    def parse(cls, text: str) -> TaskType:
-        """Read a task type; case does not matter and '-' reads as '_'.
-
-        Raises:
-            InvalidTaskType: listing the supported values.
-        """
-        try:
-            return cls(text.strip().lower().replace("-", "_"))
-        except ValueError:
-            raise InvalidTaskType(text, [task.value for task in SERVABLE_TASKS]) from None
-
-
-# Tasks that have a converter and a backend by now, or need none; the others are refused at
-# registration rather than at the first request (domain C-02).
-SERVABLE_TASKS = (TaskType.TXT2EMBED, TaskType.CUSTOM)
 
 
 class VersionStatus(str, Enum):
@@ -142,88 +84,9 @@ STATUS_MOVES: dict[VersionStatus, frozenset[VersionStatus]] = {
     VersionStatus.READY: frozenset({VersionStatus.FAILED}),
     VersionStatus.FAILED: frozenset({VersionStatus.DOWNLOADING, VersionStatus.READY}),
 }
-# As a version's name it stands for the newest ready one.
-LATEST = "latest"
 INSTALLING = frozenset({VersionStatus.DOWNLOADING, VersionStatus.EXPORTING})
 
 FRAMEWORKS = ("pytorch", "tensorflow", "jax", "onnx")
-
-
-class ResourceCapacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a machine has to give; memory in MB."""
-
-    memory_mb: int
-    gpu_vram_mb: int = 0
-    cpu_threads: int = 1
-    gpu_count: int = 0
-
-
-class ResourceRequirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """What a version needs to run (domain §2.8); memory and disk in MB."""
-
-    memory_mb: int
-    gpu_vram_mb: int = 0
-    cpu_threads: int = 1
-    gpu_count: int | None = None
-    min_memory_mb: int | None = None
-    disk_space_mb: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.gpu_count is None:
-            msgspec.structs.force_setattr(self, "gpu_count", 1 if self.gpu_vram_mb > 0 else 0)
-
-    def errors(self, path: str = "resource_requirements") -> dict[str, list[str]]:
-        """Broken rules, as a map of field path to messages; empty when valid."""
-        rules = {
-            "memory_mb": (self.memory_mb > 0, "must be above 0"),
-            "gpu_vram_mb": (self.gpu_vram_mb >= 0, "must be 0 or more"),
-            "cpu_threads": (self.cpu_threads > 0, "must be above 0"),
-            "gpu_count": ((self.gpu_count or 0) >= 0, "must be 0 or more"),
-            "min_memory_mb": (
-                self.min_memory_mb is None or 0 < self.min_memory_mb <= self.memory_mb,
-                "must be above 0 and at most memory_mb",
-            ),
-            "disk_space_mb": (
-                self.disk_space_mb is None or self.disk_space_mb > 0,
-                "must be above 0",
-            ),
-        }
-        return {f"{path}.{name}": [text] for name, (holds, text) in rules.items() if not holds}
-
-    def warnings(self) -> list[str]:
-        """Values that are allowed but unlikely (domain §2.8)."""
-        unlikely = [
-            (self.memory_mb > 100_000, "memory_mb is above 100,000"),
-            (self.gpu_vram_mb > 80_000, "gpu_vram_mb is above 80,000"),
-            (self.cpu_threads > 64, "cpu_threads is above 64"),
-            (self.gpu_vram_mb > 0 and not self.gpu_count, "gpu_vram_mb is set but gpu_count is 0"),
-        ]
-        return [text for holds, text in unlikely if holds]
-
-    def fits_in(self, capacity: ResourceCapacity) -> bool:
-        """True when every need is covered by `capacity`."""
-        return (
-            self.memory_mb <= capacity.memory_mb
-            and self.gpu_vram_mb <= capacity.gpu_vram_mb
-            and self.cpu_threads <= capacity.cpu_threads
-            and (self.gpu_count or 0) <= capacity.gpu_count
-        )
-
-    @classmethod
-    def estimate(cls, artefact_bytes: int, *, uses_gpu: bool = False) -> ResourceRequirements:
-        """Requirements guessed from the artefact's size: 1.5 times it (domain §2.8)."""
-        size_mb = max(1, -(-artefact_bytes // 2**20))
-        memory = max(1, -(-artefact_bytes * 3 // (2 * 2**20)))
-        return cls(
-            memory_mb=memory,
-            gpu_vram_mb=memory if uses_gpu else 0,
-            cpu_threads=4,
-            disk_space_mb=size_mb,
-        )
-
-    def __str__(self) -> str:
-        gpu = f"{self.gpu_vram_mb} MB VRAM" if self.gpu_vram_mb else "CPU-only"
-        return f"{self.memory_mb} MB RAM, {gpu}, {self.cpu_threads} threads"
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -349,6 +212,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     """What the lifecycle needs to know of a ready version to load it and route to it.
 
     Attributes:
+        need_source: where `need_mb` comes from, for those who look.
         floating: it was asked for without a version: a switch of the current version may give the
             request to the new one.
     """
@@ -360,6 +224,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     triton_name: str
     triton_version: int
     need_mb: float
+    need_source: str = "estimated"
     floating: bool = False
 
     @property
@@ -425,7 +290,7 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
     if new.checksum is not None:
         check_checksum(new.checksum)
     errors: dict[str, list[str]] = {}
-    errors |= _version_errors(new.version)
+    errors |= version_errors(new.version)
     errors |= _length_errors(display_name=(new.display_name, SHORT))
     errors |= _length_errors(
         description=(new.description, MEDIUM), created_by=(new.created_by, SHORT)
@@ -463,45 +328,6 @@ def check_change(change: ModelChange) -> None:
         raise ValidationFailed(errors)
 
 
-def check_version_name(text: str) -> str:
-    """The version string itself when it keeps the rules (domain §2.3).
-
-    Raises:
-        ValidationFailed: on field `version`.
-    """
-    errors = _version_errors(text)
-    if errors:
-        raise ValidationFailed(errors)
-    return text
-
-
-def check_checksum(text: str) -> str:
-    """The checksum itself when it is `sha256:` and 64 hexadecimal digits.
-
-    Raises:
-        InvalidChecksum: otherwise.
-    """
-    if not _CHECKSUM.fullmatch(text):
-        raise InvalidChecksum(text)
-    return text
-
-
-def version_sort_key(text: str) -> tuple[Any, ...]:
-    """Order of versions: names below semantic versions, those as semver.org §11 orders them."""
-    match = _SEMVER.fullmatch(text)
-    if match is None:
-        return (0, text)
-    major, minor, patch, pre = match.groups()
-    # Identifiers of a pre-release: numbers by value and below words.
-    parts = [(0, int(x), "") if x.isdecimal() else (1, 0, x) for x in (pre or "").split(".")]
-    return (1, int(major), int(minor), int(patch), pre is None, parts)
-
-
-def is_semantic(text: str) -> bool:
-    """True for a semantic version, with or without a `v` in front."""
-    return _SEMVER.fullmatch(text) is not None
-
-
 def age_order(version: ModelVersion) -> tuple[Any, ...]:
     """Order of a model's versions, oldest first: semantic ones by number and above all others,
     which stand in the order of their registration (a branch or commit tells nothing by its name).
@@ -509,20 +335,6 @@ def age_order(version: ModelVersion) -> tuple[Any, ...]:
     if is_semantic(version.version):
         return version_sort_key(version.version)
     return (0, version.triton_version)
-
-
-def _version_errors(text: str) -> dict[str, list[str]]:
-    if not 1 <= len(text) <= 100:
-        return {"version": ["must be 1 to 100 characters long"]}
-    if text == LATEST:
-        return {"version": ["'latest' stands for the newest ready version; name a version"]}
-    if not _VERSION.fullmatch(text) or ".." in text or text.endswith(("/", ".")) or "//" in text:
-        return {
-            "version": [
-                "must be a semantic version, branch, tag or commit: letters, digits and . _ / + -"
-            ]
-        }
-    return {}
 
 
 def _source_errors(source_url: str | None) -> dict[str, list[str]]:

@@ -8,21 +8,21 @@ the state it ended in.
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import msgspec
 
-if TYPE_CHECKING:
-    from controlplane.registry.files import Progress
+from controlplane.registry.files import Progress
+from controlplane.registry.lock_work import LockWork
 
-INSTALL = "install"
+INSTALL, SYNC, VERIFY = "install", "sync", "verify"
+KINDS = (INSTALL, SYNC, VERIFY)
 # How often a server may end in the middle of the same operation before nobody tries again: one
 # that takes the server down with it must not do so for ever.
 MAX_ATTEMPTS = 3
-_RATE_WINDOW_SECONDS = 5.0
+INTERRUPTED = "INTERRUPTED"
+CANCELLED = "CANCELLED"
 
 
 class OperationStatus(str, Enum):
@@ -49,10 +49,11 @@ class OperationError(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation as it stands.
+    """One operation as it stands: the installation of a version, or work on a lock.
 
     Attributes:
         version_id: id of the version's row, which may be gone.
+        work: what it does to which lock, and its steps; None for an installation.
         attempts: 1, and one more for each restart of the server that interrupted it.
         fraction: 0 to 1 within the phase, None when unknown.
         rate: bytes per second just now; None when nothing is being transferred.
@@ -60,11 +61,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
-    model_id: str
-    version: str
-    version_id: str
     created_at: datetime
     updated_at: datetime
+    model_id: str | None = None
+    version: str | None = None
+    version_id: str | None = None
+    work: LockWork | None = None
     status: OperationStatus = OperationStatus.PENDING
     attempts: int = 1
     phase: str | None = None
@@ -83,8 +85,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         return self.status in ACTIVE
 
 
+def progress_of(operation: Operation) -> Progress | None:
+    """How far an operation is; None before its first progress."""
+    if operation.phase is None:
+        return None
+    names = Progress.__struct_fields__
+    return msgspec.convert({name: getattr(operation, name) for name in names}, Progress)
+
+
 def advanced(
-    operation: Operation, progress: Progress, rate: float | None, now: datetime
+    operation: Operation, progress: Progress, now: datetime, work: LockWork | None = None
 ) -> Operation:
     """The operation with this progress; the first makes it `running`."""
     return msgspec.structs.replace(
@@ -98,12 +108,17 @@ def advanced(
         fraction=progress.fraction,
         bytes_done=progress.bytes_done,
         bytes_total=progress.bytes_total,
-        rate=rate,
+        rate=progress.rate,
+        work=work or operation.work,
     )
 
 
 def ended(
-    operation: Operation, status: OperationStatus, error: OperationError | None, now: datetime
+    operation: Operation,
+    status: OperationStatus,
+    error: OperationError | None,
+    now: datetime,
+    work: LockWork | None = None,
 ) -> Operation:
     """The operation at its end; phase and step stay and tell how far it came."""
     succeeded = status is OperationStatus.SUCCEEDED
@@ -116,6 +131,7 @@ def ended(
         fraction=1.0 if succeeded else operation.fraction,
         message="" if succeeded else operation.message,
         rate=None,
+        work=work or operation.work,
     )
 
 
@@ -129,26 +145,3 @@ def interrupted(operation: Operation, message: str, now: datetime) -> Operation:
         fraction=None,
         rate=None,
     )
-
-
-class RateMeter:
-    """Bytes per second over the last five seconds of one phase."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
-        self._phase: str | None = None
-
-    def add(self, moment: float, progress: Progress) -> float | None:
-        """Take a sample at `moment` (monotonic seconds); the rate, None while unknown."""
-        if progress.bytes_done is None:
-            return None
-        samples = self._samples
-        went_back = bool(samples) and progress.bytes_done < samples[-1][1]
-        if progress.phase != self._phase or went_back:
-            samples.clear()
-            self._phase = progress.phase
-        samples.append((moment, progress.bytes_done))
-        while moment - samples[0][0] > _RATE_WINDOW_SECONDS and len(samples) > 2:
-            samples.popleft()
-        (began, first), (ends, last) = samples[0], samples[-1]
-        return (last - first) / (ends - began) if ends > began else None

@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text, transaction
+from controlplane.db import transaction
 from controlplane.errors import OperationNotFound, ValidationFailed
+from controlplane.moments import from_text, to_text
 from controlplane.registry.catalog import MAX_PAGE_SIZE
+from controlplane.registry.lock_work import LockWork
 from controlplane.registry.model import ModelId
 from controlplane.registry.operation import (
     ACTIVE,
-    INSTALL,
+    KINDS,
     Operation,
     OperationError,
     OperationStatus,
 )
-from controlplane.registry.rows import insert, query
+from controlplane.registry.rows import cell, insert, query
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -61,10 +63,9 @@ class OperationStore:
         """Record how an operation stands now."""
         cells = _cells(operation)
         names = ", ".join(f"{name} = ?" for name in cells)
+        values = [cell(value) for value in cells.values()]
         with transaction(self._db):
-            self._db.execute(
-                f"UPDATE operation SET {names} WHERE id = ?", [*cells.values(), operation.id]
-            )
+            self._db.execute(f"UPDATE operation SET {names} WHERE id = ?", [*values, operation.id])
 
     def get(self, operation_id: str) -> Operation:
         """Raises OperationNotFound."""
@@ -143,7 +144,7 @@ class OperationStore:
 def _check(kind: str | None, status: str | None, page: int, page_size: int) -> None:
     allowed = (ACTIVE_FILTER, *_STATUSES)
     rules = {
-        "kind": (kind in (None, INSTALL), f"must be {INSTALL}"),
+        "kind": (kind is None or kind in KINDS, f"must be one of {', '.join(KINDS)}"),
         "status": (status is None or status in allowed, f"must be one of {', '.join(allowed)}"),
         "page": (1 <= page <= _MAX_PAGE, "must be 1 or more"),
         "page_size": (1 <= page_size <= MAX_PAGE_SIZE, f"must be 1 to {MAX_PAGE_SIZE}"),
@@ -174,6 +175,7 @@ def _cells(operation: Operation) -> dict[str, Any]:
     times = {name: getattr(operation, name) for name in _TIMES}
     return {
         **{name: getattr(operation, name) for name in _PLAIN},
+        "work": operation.work,
         "status": operation.status.value,
         "error_code": error and error.code,
         "error_message": error and error.message,
@@ -187,6 +189,7 @@ def _operation(row: Row) -> Operation:
     return Operation(
         **{name: row[name] for name in _PLAIN},
         **times,
+        work=row["work"] and msgspec.json.decode(row["work"], type=LockWork),
         status=OperationStatus(row["status"]),
         error=error or None,
     )

@@ -1,8 +1,9 @@
 """The ledger of operations: those under way, in memory and for watchers, and the record of all.
 
-It does no work itself: `install.py` tells it what begins, how far that is and how it ends. While an
-operation is under way its state lives here; the database gets its beginning, its end, each change
-of phase, and otherwise a line every few seconds, because each write waits for the disk.
+It does no work itself: `install.py` and `lock_operations.py` tell it what begins, how far that is
+and how it ends. While an operation is under way its state lives here; the database gets its
+beginning, its end, each change of phase, and otherwise a line every few seconds, because each write
+waits for the disk.
 """
 
 from __future__ import annotations
@@ -15,23 +16,26 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from controlplane.errors import ModelMoraError
+from controlplane.errors import ModelMoraError, OperationFinished
 from controlplane.events import utc_now
 from controlplane.registry.operation import (
+    CANCELLED,
     INSTALL,
+    INTERRUPTED,
+    MAX_ATTEMPTS,
     Operation,
     OperationError,
     OperationStatus,
-    RateMeter,
     advanced,
     ended,
     interrupted,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from controlplane.registry.files import Progress
+    from controlplane.registry.lock_work import LockWork
     from controlplane.registry.model import ModelVersion
     from controlplane.registry.operation_store import OperationPage, OperationStore
 
@@ -47,7 +51,6 @@ class _Live:
 
     def __init__(self, operation: Operation) -> None:
         self.operation = operation
-        self.meter = RateMeter()
         self.saved_at = float("-inf")
         self.watchers: set[asyncio.Event] = set()
 
@@ -59,6 +62,9 @@ class _Live:
 class Operations:
     """All operations. Everything but what `reporter` returns is called on the event loop.
 
+    Attributes:
+        cancellers: by kind of operation, who stops one that is under way; returns when it is.
+
     Args:
         clock: monotonic seconds.
     """
@@ -69,20 +75,40 @@ class Operations:
         self._store = store
         self._clock = clock
         self._live: dict[str, _Live] = {}
+        self.cancellers: dict[str, Callable[[str], Awaitable[None]]] = {}
         self._stopped = False
 
-    # -- what the installer tells ----------------------------------------------------------------
+    # -- what those tell who do the work ---------------------------------------------------------
 
     def begin(self, version: ModelVersion) -> Operation:
         """A version's installation begins, or begins again where a restart interrupted it."""
         earlier = self._store.of_version(version.id, active=True)
-        if earlier is not None:
-            again = msgspec.structs.replace(earlier, attempts=earlier.attempts + 1)
-            operation = interrupted(again, "waiting for its turn, again", utc_now())
-            self._store.save(operation)
-        else:
-            operation = _new(version)
-            self._store.add(operation)
+        return self._begin(_new(version)) if earlier is None else self.begin_again(earlier)
+
+    def begin_work(self, kind: str, work: LockWork) -> Operation:
+        """Work on a lock begins; `kind` is SYNC or VERIFY."""
+        now, waits = utc_now(), "waiting for its turn"
+        return self._begin(
+            Operation(
+                id=str(uuid.uuid4()),
+                kind=kind,
+                work=work,
+                created_at=now,
+                updated_at=now,
+                message=waits,
+            )
+        )
+
+    def _begin(self, operation: Operation) -> Operation:
+        self._store.add(operation)
+        self._live[operation.id] = _Live(operation)
+        return operation
+
+    def begin_again(self, earlier: Operation) -> Operation:
+        """An operation begins again that the end of a server interrupted."""
+        again = msgspec.structs.replace(earlier, attempts=earlier.attempts + 1)
+        operation = interrupted(again, "waiting for its turn, again", utc_now())
+        self._store.save(operation)
         self._live[operation.id] = _Live(operation)
         return operation
 
@@ -111,34 +137,74 @@ class Operations:
 
         return report
 
-    def report(self, operation_id: str, progress: Progress) -> None:
-        """An operation came so far; one that ended meanwhile stays ended."""
+    def report(self, operation_id: str, progress: Progress, work: LockWork | None = None) -> None:
+        """An operation came so far; one that ended meanwhile stays ended.
+
+        Args:
+            work: its steps and findings by now; None leaves them as they were.
+        """
         live = self._live.get(operation_id)
         if live is None:
             return
         before, moment = live.operation, self._clock()
-        live.operation = advanced(before, progress, live.meter.add(moment, progress), utc_now())
+        live.operation = advanced(before, progress, utc_now(), work)
         live.wake()
         if before.phase != progress.phase or moment - live.saved_at >= SAVE_SECONDS:
             live.saved_at = moment
             self._save(live.operation)
 
     def finish(
-        self, operation_id: str, status: OperationStatus, error: OperationError | None = None
+        self,
+        operation_id: str,
+        status: OperationStatus,
+        error: OperationError | None = None,
+        work: LockWork | None = None,
     ) -> None:
         """An operation ended; one that had ended already stays as it is."""
         operation = self.get(operation_id)
         if operation.active:
-            self._settle(ended(operation, status, error, utc_now()))
+            self._settle(ended(operation, status, error, utc_now(), work))
 
     def suspend(self, operation_id: str, message: str) -> None:
         """The server stops in the middle of it; the next one goes on with it."""
         self._settle(interrupted(self.get(operation_id), message, utc_now()))
 
-    def waiting(self) -> tuple[Operation, ...]:
-        """At start: operations that an earlier server left unfinished, the oldest first."""
+    def waiting(self, *kinds: str) -> tuple[Operation, ...]:
+        """At start: operations of these kinds that an earlier server left, the oldest first."""
         self._store.prune()
-        return tuple(one for one in self._store.active() if one.id not in self._live)
+        left = (one for one in self._store.active() if one.id not in self._live)
+        return tuple(one for one in left if one.kind in kinds)
+
+    def give_up(self, operation: Operation) -> bool:
+        """End an operation that too many servers ended in the middle of; True when it was one."""
+        if operation.attempts < MAX_ATTEMPTS:
+            return False
+        message = (
+            f"The server ended {operation.attempts} times in the middle of it. "
+            f"Look at its log; {operation.kind} again."
+        )
+        self.finish(operation.id, OperationStatus.FAILED, OperationError(INTERRUPTED, message))
+        return True
+
+    async def cancel(self, operation_id: str) -> Operation:
+        """Stop an operation; the operation when it has stopped.
+
+        Raises:
+            OperationNotFound.
+            OperationFinished: it had ended, or was faster than this.
+        """
+        operation = self.get(operation_id)
+        if operation_id in self._live:
+            await self.cancellers[operation.kind](operation_id)
+        elif operation.active:  # of an earlier server, and not resumed
+            error = OperationError(CANCELLED, "It was cancelled before it was resumed.")
+            self.finish(operation_id, OperationStatus.CANCELLED, error)
+        else:
+            raise OperationFinished(operation_id, operation.status.value)
+        operation = self.get(operation_id)
+        if operation.status is not OperationStatus.CANCELLED:
+            raise OperationFinished(operation_id, operation.status.value)
+        return operation
 
     def _settle(self, operation: Operation) -> None:
         live = self._live.pop(operation.id, None)
@@ -178,13 +244,25 @@ class Operations:
         """How many are watching."""
         return sum(len(live.watchers) for live in self._live.values())
 
+    def under_way(self, kind: str) -> tuple[Operation, ...]:
+        """Operations of one kind that this server has begun and not ended, the oldest first."""
+        found = (live.operation for live in self._live.values())
+        return tuple(operation for operation in found if operation.kind == kind)
+
     async def watch(
-        self, operation_id: str, *, heartbeat: float = HEARTBEAT_SECONDS
+        self,
+        operation_id: str,
+        *,
+        heartbeat: float | None = HEARTBEAT_SECONDS,
+        insistent: bool = False,
     ) -> AsyncGenerator[Operation | None, None]:
         """The operation as it stands, then each change of it, and its end as the last one.
 
         Who takes long to come back gets the newest state, not every one between. None after
         `heartbeat` seconds without a change. Ends early when the server stops.
+
+        Args:
+            insistent: go on while the server stops; for those that are ended themselves then.
 
         Raises:
             OperationNotFound.
@@ -201,7 +279,7 @@ class Operations:
                 operation = live.operation
                 yield operation
                 while live.operation is operation:
-                    if not operation.active or self._stopped:
+                    if not operation.active or (self._stopped and not insistent):
                         return
                     try:
                         await asyncio.wait_for(changed.wait(), heartbeat)

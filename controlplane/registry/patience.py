@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import structlog
 
-from controlplane.registry.intake import FetchCancelled
+from controlplane.registry.stopping import FetchCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from controlplane.registry.intake import Cancellation
+    from controlplane.registry.stopping import Cancellation
 
 log = structlog.get_logger(__name__)
 

@@ -230,9 +230,14 @@ def _file_faults(config: ReadyConfig, files: tuple[str, ...], number: int) -> di
             if f"{folder}{path}" not in files:
                 faults[f"{CONFIG}: {field}"] = f"{folder}{path} is not there"
     name = config.model_file
-    if name is not None and is_plain_path(name) and not _holds(files, f"{number}/{name}"):
+    if name is not None and is_plain_path(name) and not _has_model(config, files, number):
         faults[f"{number}/{name}"] = f"is missing: the {config.backend} backend needs it"
     return faults
+
+
+def _has_model(config: ReadyConfig, files: tuple[str, ...], number: int) -> bool:
+    path = f"{number}/{config.model_file}"
+    return path in files if config.backend == "python" else _holds(files, path)
 
 
 def _holds(files: tuple[str, ...], path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import from_text, to_text
+from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
     Model,
     ModelVersion,
@@ -140,7 +140,7 @@ def version_from(row: Row, model_id: str) -> ModelVersion:
 
 
 def read_models(db: Database, rows: Sequence[Row]) -> tuple[Model, ...]:
-    """The models of these rows of `model`, with all their versions (one query for thousands)."""
+    """The models of these rows of table `model`, with all their versions, few queries."""
     by_model: dict[str, list[ModelVersion]] = {row["id"]: [] for row in rows}
     text_id = {row["id"]: row["model_id"] for row in rows}
     ids = list(by_model)

@@ -22,7 +22,7 @@ from controlplane.errors import (
     ModelMoraError,
 )
 from controlplane.registry.archives import unpack
-from controlplane.registry.blobs import digest_of
+from controlplane.registry.contents import digest_of
 from controlplane.registry.files import MODULES, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
@@ -36,8 +36,10 @@ from controlplane.triton.ready_config import LARGEST_CONFIG
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from controlplane.registry.file_intake import FileIntake
     from controlplane.registry.files import FetchedSource, SourceRules
-    from controlplane.registry.intake import FileIntake, Intake, Stop
+    from controlplane.registry.intake import Intake
+    from controlplane.registry.stopping import Stop
 
 _CHUNK = 64 * 1024
 _MB = 1024 * 1024

@@ -10,11 +10,12 @@ from controlplane.errors import ChecksumMismatch, ValidationFailed
 from controlplane.registry.disk import reporting_full_disk
 from controlplane.registry.files import FetchedSource, Progress, SourceFile, SourceRules
 from controlplane.registry.hub import Hub, HubRefs
-from controlplane.registry.intake import FetchCancelled, Intake, Stop, received_before
+from controlplane.registry.intake import Intake, received_before
 from controlplane.registry.local import copy_directory, directory_of
 from controlplane.registry.patience import HubLimits
 from controlplane.registry.s3 import S3
 from controlplane.registry.source_url import parse_source_url
+from controlplane.registry.stopping import FetchCancelled, Stop
 from controlplane.registry.web import fetch_web_archive
 
 if TYPE_CHECKING:

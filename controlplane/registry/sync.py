@@ -1,305 +1,306 @@
-"""Making this machine equal a lock, and finding out whether it is: both in the background.
+"""Making this machine equal a lock, and finding out whether it is: one run of each.
 
-An activity is begun, runs on by itself and can be asked how far it is. One runs at a time. Nothing
-of it is kept over a restart: what a sync has done stays done, and running it again does the rest.
+What a run has done stays done, whatever ends it; another one does the rest.
+`lock_operations.py` begins, ends and resumes runs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import uuid
-from collections import OrderedDict
-from dataclasses import dataclass, field
+import contextlib
+import time
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import structlog
+import msgspec
 
-from controlplane.errors import LockDiffers, ModelMoraError, ModelNotFound
-from controlplane.events import utc_now
+from controlplane.errors import LockDiffers, LockDrift, ModelMoraError, ModelNotFound, SyncFailed
 from controlplane.registry.disk import remove_tree
+from controlplane.registry.files import Progress
 from controlplane.registry.lock_plan import Action
-from controlplane.registry.locking import Locking, require_models
 from controlplane.registry.model import NewModel, VersionStatus
-from controlplane.registry.verification import Drift, Target, targets, verify
+from controlplane.registry.operation import progress_of
+from controlplane.registry.verification import targets, verify
+from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-    from datetime import datetime
+    import threading
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from controlplane.registry.files import Phase
     from controlplane.registry.install import Installer
     from controlplane.registry.lock import LockDocument, LockedModelEntry
+    from controlplane.registry.lock_work import LockWork
+    from controlplane.registry.locking import Locking
     from controlplane.registry.model import ModelVersion
     from controlplane.registry.store import ModelStore
 
-log = structlog.get_logger(__name__)
-
-_KEPT = 50
+_TELL_SECONDS = 0.2  # several installations report ten times a second each
 
 
-@dataclass(eq=False)
-class Step:
-    """An action of a sync and how it went."""
-
-    action: Action
-    state: Literal["waiting", "running", "done", "failed", "left"] = "waiting"
-    error: str | None = None
-
-
-@dataclass(eq=False)
-class Activity:
-    """A sync or a verification.
+@dataclass(frozen=True)
+class Machine:
+    """What is compared with a lock, and changed.
 
     Attributes:
-        lock: name of the lock.
-        steps: of a sync, as planned.
-        drift: what verification has found; every sync ends with one.
-        bytes_done, bytes_total: of the verification.
-        error: why it failed.
-    """
-
-    kind: Literal["sync", "verify"]
-    lock: str
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    state: Literal["running", "succeeded", "failed"] = "running"
-    steps: list[Step] = field(default_factory=list)
-    drift: list[Drift] = field(default_factory=list)
-    message: str = "waits for its turn"
-    bytes_done: int = 0
-    bytes_total: int = 0
-    error: str | None = None
-    started_at: datetime = field(default_factory=utc_now)
-    finished_at: datetime | None = None
-
-    def steps_to(self, kind: str) -> list[Step]:
-        """The steps of one kind of action."""
-        return [step for step in self.steps if step.action.kind == kind]
-
-    def failed_steps(self) -> list[Step]:
-        """The steps that have failed so far."""
-        return [step for step in self.steps if step.state == "failed"]
-
-
-class LockActivities:
-    """Runs syncs and verifications; all calls on one event loop.
-
-    Args:
         repository: Triton's model repository.
         remove: takes a model away, out of memory too.
         switch: makes a version current.
     """
 
+    locking: Locking
+    store: ModelStore
+    installer: Installer
+    downloads: Path
+    repository: Path
+    remove: Callable[[str], Awaitable[None]]
+    switch: Callable[[str, str], Awaitable[None]]
+
+
+def refusals(work: LockWork, actions: tuple[Action, ...]) -> list[str]:
+    """The actions that cannot be taken or, when it is frozen, must not.
+
+    Frozen means equal: models beyond the lock are a difference then.
+    """
+    return [str(action) for action in actions if work.frozen or action.kind == "conflict"]
+
+
+class LockRun:
+    """One sync or verification, in its turn.
+
+    Args:
+        tell: told of progress and of the work as it stands, on the event loop.
+        tell_bytes: told of progress alone, from any thread.
+        cancelled: set when a running verification is to stop.
+
+    Attributes:
+        work: as it stands.
+        begun: the installations that this run, and nobody before it, has asked for.
+        hurry: the server stops: when cancelled, do not even end a switch or a removal.
+    """
+
     def __init__(
         self,
-        locking: Locking,
-        store: ModelStore,
-        installer: Installer,
+        machine: Machine,
+        document: LockDocument,
+        work: LockWork,
         *,
-        downloads: Path,
-        repository: Path,
-        remove: Callable[[str], Awaitable[None]],
-        switch: Callable[[str, str], Awaitable[None]],
+        tell: Callable[[Progress, LockWork], None],
+        tell_bytes: Callable[[Progress], None],
+        cancelled: threading.Event,
     ) -> None:
-        self._locking = locking
-        self._store = store
-        self._installer = installer
-        self._downloads = downloads
-        self._repository = repository
-        self._remove = remove
-        self._switch = switch
-        self._activities: OrderedDict[str, Activity] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Lock()
-        self._closing = threading.Event()
+        self.work = work
+        self.begun: list[str] = []
+        self.hurry = False
+        self._machine = machine
+        self._document = document
+        self._tell = tell
+        self._tell_bytes = tell_bytes
+        self._cancelled = cancelled
+        self._phase: Phase = "installing"
+        self._told_at = float("-inf")
 
-    def find(self, activity_id: str) -> Activity | None:
-        """One of the last activities; None when it is forgotten or never was."""
-        return self._activities.get(activity_id)
-
-    def sync(
-        self, document: LockDocument, *, frozen: bool = False, prune: bool = False
-    ) -> Activity:
-        """Begin to make this machine equal the lock: install, switch, remove, verify, repair.
-
-        Args:
-            frozen: do not, if anything would have to be changed; only verify.
-            prune: remove models that are not in the lock.
+    async def sync(self) -> None:
+        """Make the machine equal the lock: install, switch, remove, verify, repair.
 
         Raises:
-            InvalidLock: it has no models.
             LockDiffers: some of it cannot be done, or `frozen` forbids it; nothing was changed.
+            SyncFailed: steps failed, or somebody else changed the catalog meanwhile.
+            LockDrift: files are not as locked.
         """
-        require_models(document)
-        # Frozen means equal: models beyond the lock are a difference then.
-        actions = self._locking.plan(document, prune=prune)
-        refused = [a for a in actions if frozen or a.kind == "conflict"]
-        if refused:
-            raise LockDiffers(document.name, [str(action) for action in refused])
-        activity = Activity("sync", document.name, steps=[Step(action) for action in actions])
-        return self._begin(activity, self._sync(activity, document, frozen=frozen))
+        # Planned now and not when it was asked for: another sync may have had its turn since.
+        self._changed(self.work.planned(self._plan()))
+        if refused := refusals(self.work, tuple(step.action for step in self.work.steps)):
+            raise LockDiffers(self._document.name, refused)
+        await self._act()
+        await self._hash()
+        if self.work.drift and not self.work.frozen:
+            await self._repair()
+            await self._hash()
+        self._refuse_drift()
+        if left := [action for action in self._plan() if action.kind != "extra"]:
+            raise SyncFailed(f"Changed meanwhile: {'; '.join(map(str, left))}. Sync again.")
 
-    def verify(self, document: LockDocument) -> Activity:
-        """Begin to hash everything that the lock names.
+    async def verify(self) -> None:
+        """Hash everything that the lock names.
 
         Raises:
-            InvalidLock: it has no models.
+            LockDrift: something is not as locked.
         """
-        require_models(document)
-        activity = Activity("verify", document.name)
-        return self._begin(activity, self._verify(activity, document))
+        await self._hash()
+        self._refuse_drift()
 
-    async def close(self) -> None:
-        """Stop what runs."""
-        self._closing.set()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    # -- acting ------------------------------------------------------------------------------
 
-    # -- running -----------------------------------------------------------------------------
+    def _plan(self) -> tuple[Action, ...]:
+        return self._machine.locking.plan(self._document, prune=self.work.prune)
 
-    def _begin(self, activity: Activity, work: Coroutine[Any, Any, None]) -> Activity:
-        self._activities[activity.id] = activity
-        while len(self._activities) > _KEPT:
-            self._activities.popitem(last=False)
-        task = asyncio.get_running_loop().create_task(self._run(activity, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())  # if it never came to its turn
-        return activity
-
-    async def _run(self, activity: Activity, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            async with self._turn:
-                await work
-        except asyncio.CancelledError:
-            activity.error = "The server stopped; run it again."
-        except ModelMoraError as error:
-            activity.error = error.message
-        except Exception as error:
-            log.exception("lock activity failed", kind=activity.kind, lock=activity.lock)
-            activity.error = f"It failed unexpectedly: {error}"
-        activity.state = "failed" if activity.error else "succeeded"
-        activity.finished_at = utc_now()
-        log.info(
-            "lock activity ended", kind=activity.kind, lock=activity.lock, error=activity.error
-        )
-
-    async def _verify(self, activity: Activity, document: LockDocument) -> None:
-        wanted, absent = self._targets(document)
-        activity.drift, activity.error = absent, None
-        activity.bytes_total = sum(file.size for target in wanted for file in target.files)
-
-        def progress(done: int, name: str) -> None:
-            activity.bytes_done, activity.message = done, f"reading {name}"
-
-        call = partial(verify, wanted, progress=progress, cancelled=self._closing)
-        activity.drift += await asyncio.to_thread(call)
-        activity.message = "verified"
-        if activity.drift:
-            count = len(activity.drift)
-            activity.error = f"{count} {'thing is' if count == 1 else 'things are'} not as locked."
-
-    def _targets(self, document: LockDocument) -> tuple[list[Target], list[Drift]]:
-        return targets(
-            document.locked_models,
-            {model.model_id: model for model in self._locking.every_model()},
-            self._store.source_files,
-            downloads=self._downloads,
-            repository=self._repository,
-        )
-
-    # -- syncing -----------------------------------------------------------------------------
-
-    async def _sync(self, activity: Activity, document: LockDocument, *, frozen: bool) -> None:
-        await self._act(activity, document)
-        if failed := activity.failed_steps():
-            names = ", ".join(step.action.model_id for step in failed)
-            activity.error = f"{len(failed)} of {len(activity.steps)} steps failed: {names}."
-            return
-        await self._verify(activity, document)
-        if activity.drift and not frozen:
-            await self._repair(activity)
-            await self._verify(activity, document)
-
-    async def _act(self, activity: Activity, document: LockDocument) -> None:
-        activity.message = "installing"
-        installs = activity.steps_to("install")
-        for step in installs:  # all at once: the installer knows how many it can do
-            self._attempt(step, partial(self._request, step, document))
-        for step in installs:
-            if step.state == "running":
-                await self._await_install(step)
-        for step in activity.steps_to("switch"):
-            await self._do(step, self._switch(step.action.model_id, step.action.version))
-        if not activity.failed_steps():
-            for step in activity.steps_to("remove"):
-                await self._do(step, self._remove(step.action.model_id))
-        for step in activity.steps:
+    async def _act(self) -> None:
+        installs = self.work.indices("install")
+        for index in installs:  # all at once: the installer knows how many it can do
+            self._attempt(index, partial(self._request, index))
+        await asyncio.gather(*(self._installed(index) for index in installs))
+        self._phase = "switching"
+        for index in self.work.indices("switch"):
+            await self._switch(index)
+        self._phase = "removing"
+        for index in self.work.indices("remove"):
+            if not self.work.failed:  # what is there is better than nothing
+                await self._do(index, self._remove(self._action(index).model_id))
+        for index, step in enumerate(self.work.steps):
             if step.state == "waiting":
-                step.state = "left"
+                self._set(index, state="left")
+        self._refuse_failures()
 
-    def _request(self, step: Step, document: LockDocument) -> None:
-        entry = document.entry(step.action.model_id)
-        assert entry is not None, step.action  # actions to install are made of entries
+    def _request(self, index: int) -> None:
+        action = self._action(index)
+        entry = self._document.entry(action.model_id)
+        assert entry is not None, action  # actions to install are made of entries
         if entry.trust_remote_code:  # before the catalog knows of it
-            self._installer.check_code(entry.model_id, entry.trust_remote_code)
-        bring(self._store, entry, step.action.version)
-        self._installer.request(entry.model_id, step.action.version)
+            self._machine.installer.check_code(entry.model_id, entry.trust_remote_code)
+        bring(self._machine.store, entry, action.version)
+        self._install(index)
 
-    async def _repair(self, activity: Activity) -> None:
+    def _install(self, index: int) -> None:
+        action, installer = self._action(index), self._machine.installer
+        joined = installer.progress(action.model_id, action.version) is not None
+        operation = installer.install(action.model_id, action.version)
+        self._set(index, operation_id=operation.id)
+        if not joined and operation.active:
+            self.begun.append(operation.id)
+
+    async def _installed(self, index: int) -> None:
+        """Wait for an installation, if it was begun, and have its version served."""
+        step = self.work.steps[index]
+        if step.state != "running" or step.operation_id is None:
+            return
+        operations = self._machine.installer.operations
+        watching = operations.watch(step.operation_id, heartbeat=None, insistent=True)
+        async with contextlib.aclosing(watching) as states:
+            async for state in states:
+                if state is not None and state.active:
+                    self._advance(index, progress_of(state))
+        self._set(index, quiet=True, progress=None)
+        await self._do(index, self._taken_over(self._action(index)))
+
+    def _advance(self, index: int, progress: Progress | None) -> None:
+        known = self.work.steps[index].progress
+        same_phase = bool(known and progress and known.phase == progress.phase)
+        self._set(index, quiet=same_phase, progress=progress)
+
+    async def _taken_over(self, action: Action) -> None:
+        model = self._machine.store.get(action.model_id)
+        version = self._machine.store.version(action.model_id, action.version)
+        if version.status is not VersionStatus.READY:
+            raise SyncFailed(version.error_message or f"It is {version.status}.")
+        if model.current_version != action.version:
+            await self._machine.switch(action.model_id, action.version)
+
+    async def _switch(self, index: int) -> None:
+        action = self._action(index)
+        await self._do(index, self._machine.switch(action.model_id, action.version))
+
+    async def _remove(self, model_id: str) -> None:
+        # The removal itself is forced, for models that are in memory; another lock still counts.
+        self._machine.store.check_unlocked(model_id)
+        await self._machine.remove(model_id)
+
+    # -- hashing and repairing ---------------------------------------------------------------
+
+    async def _hash(self) -> None:
+        self._phase = "verifying"
+        wanted, absent = targets(
+            self._document.locked_models,
+            {model.model_id: model for model in self._machine.locking.every_model()},
+            self._machine.store.source_files,
+            downloads=self._machine.downloads,
+            repository=self._machine.repository,
+        )
+        self._changed(msgspec.structs.replace(self.work, drift=()))
+        call = partial(verify, wanted, progress=self._tell_bytes, cancelled=self._cancelled)
+        hashing = asyncio.ensure_future(asyncio.to_thread(call))
+        found = await to_its_end(hashing, self._cancelled.set)
+        self.work = msgspec.structs.replace(self.work, drift=(*absent, *found))
+
+    def _refuse_drift(self) -> None:
+        if self.work.drift:
+            raise LockDrift(self._document.name, len(self.work.drift))
+
+    async def _repair(self) -> None:
         """Install again what is damaged; sources that are intact are not downloaded again."""
-        activity.message = "repairing"
-        damaged = sorted({(d.model_id, d.version) for d in activity.drift if d.part != "model"})
-        bad_sources = {(d.model_id, d.version) for d in activity.drift if d.part == "source"}
+        self._phase = "repairing"
+        damaged = sorted({(d.model_id, d.version) for d in self.work.drift if d.part != "model"})
+        bad_sources = {(d.model_id, d.version) for d in self.work.drift if d.part == "source"}
         for model_id, name in damaged:
             reason = "some of its files are not as locked"
             action = Action(kind="repair", model_id=model_id, version=name, reason=reason)
-            activity.steps.append(step := Step(action, state="running"))
-            version = self._store.version(model_id, name)
+            index = len(self.work.steps)
+            self._changed(self.work.with_step(index, action=action, state="running"))
+            version = self._machine.store.version(model_id, name)
             if (model_id, name) in bad_sources:
-                place = self._downloads / version.triton_name / str(version.triton_version)
+                place = self._machine.downloads / version.triton_name / str(version.triton_version)
                 await asyncio.to_thread(remove_tree, place)
-            self._attempt(step, partial(self._reinstall, version))
-            if step.state == "running":
-                await self._await_install(step)
+            self._attempt(index, partial(self._reinstall, index, version))
+            await self._installed(index)
+        self._refuse_failures()
 
-    def _reinstall(self, version: ModelVersion) -> None:
-        self._store.set_status(
+    def _reinstall(self, index: int, version: ModelVersion) -> None:
+        self._machine.store.set_status(
             version.model_id,
             version.version,
             VersionStatus.FAILED,
             "Some of its files are not as locked; it is being installed again.",
         )
-        self._installer.request(version.model_id, version.version)
+        self._install(index)
 
-    async def _await_install(self, step: Step) -> None:
-        model_id, name = step.action.model_id, step.action.version
-        model = await self._installer.wait(model_id)
-        version = self._store.version(model_id, name)
-        if version.status is not VersionStatus.READY:
-            step.state = "failed"
-            step.error = version.error_message or f"is {version.status}"
-        elif model.current_version != name:
-            await self._do(step, self._switch(model_id, name))
-        else:
-            step.state = "done"
+    # -- steps -------------------------------------------------------------------------------
 
-    def _attempt(self, step: Step, call: Callable[[], None]) -> None:
-        step.state = "running"
+    def _action(self, index: int) -> Action:
+        return self.work.steps[index].action
+
+    def _attempt(self, index: int, call: Callable[[], None]) -> None:
+        self._set(index, state="running")
         try:
             call()
         except ModelMoraError as error:
-            step.state, step.error = "failed", error.message
+            self._set(index, state="failed", error=error.message)
 
-    async def _do(self, step: Step, work: Awaitable[None]) -> None:
-        step.state = "running"
+    async def _do(self, index: int, work: Awaitable[None]) -> None:
+        self._set(index, state="running")
+        doing = asyncio.ensure_future(work)
         try:
-            await work
-            step.state = "done"
+            # whole: cancelled half way it would leave a model between two versions
+            await to_its_end(doing, lambda: self.hurry and doing.cancel())
+            self._set(index, state="done")
         except ModelMoraError as error:
-            step.state, step.error = "failed", error.message
+            self._set(index, state="failed", error=error.message)
+
+    def _set(self, index: int, *, quiet: bool = False, **changes: Any) -> None:
+        self._changed(self.work.with_step(index, **changes), quiet=quiet)
+
+    def _changed(self, work: LockWork, *, quiet: bool = False) -> None:
+        """The work came so far; `quiet` changes are told of a few times a second only."""
+        self.work = work
+        now = time.monotonic()
+        if quiet and now - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = now
+        ended, count = work.ended, len(work.steps)
+        progress = Progress(
+            phase=self._phase,
+            step=work.running,
+            message=f"{ended} of {count} steps" if count else "",
+            fraction=ended / count if count and self._phase != "verifying" else None,
+        )
+        self._tell(progress, work)
+
+    def _refuse_failures(self) -> None:
+        failed = self.work.failed
+        if failed:
+            names = ", ".join(step.action.model_id for step in failed)
+            raise SyncFailed(f"{len(failed)} of {len(self.work.steps)} steps failed: {names}.")
 
 
 def bring(store: ModelStore, entry: LockedModelEntry, name: str) -> None:

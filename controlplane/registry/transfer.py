@@ -5,14 +5,15 @@ from __future__ import annotations
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from controlplane.registry.intake import FetchCancelled
 from controlplane.registry.patience import Transient
+from controlplane.registry.stopping import FetchCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from controlplane.registry.intake import FileIntake, Stop
+    from controlplane.registry.file_intake import FileIntake
+    from controlplane.registry.stopping import Stop
 
 _AT_ONCE = 4
 _T = TypeVar("_T")

@@ -8,48 +8,29 @@ the same source, which is no drift (see docs/lock.md).
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.registry.files import RECORD, SourceFile
+from controlplane.registry.files import RECORD, Progress, SourceFile
 from controlplane.registry.lock_plan import same_bytes
+from controlplane.registry.lock_work import Drift, Part
 from controlplane.registry.model import VersionStatus
+from controlplane.registry.rate import Rate
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from controlplane.registry.lock import LockedModelEntry
     from controlplane.registry.model import Model, ModelVersion
 
-Part = Literal["model", "source", "artefact"]
 _CHUNK = 2**20
-
-
-class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is not as it was.
-
-    Attributes:
-        part: what `path` belongs to; `model` when the locked version is not installed.
-        expected, found: `sha256:…`, where both are files.
-    """
-
-    model_id: str
-    version: str
-    part: Part
-    problem: Literal["missing", "changed", "unexpected", "not installed"]
-    path: str | None = None
-    expected: str | None = None
-    found: str | None = None
-
-    def __str__(self) -> str:
-        what = f"{self.model_id}@{self.version}"
-        if self.path is None:
-            return f"{what} is {self.problem}"
-        digests = f", expected {self.expected}, found {self.found}" if self.found else ""
-        return f"{what}: {self.part} file {self.path} is {self.problem}{digests}"
+_MB = 1024 * 1024
+_MOST_THREADS = 8  # beyond that a disk does not get faster
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,64 +92,107 @@ def targets(
 
 
 def verify(
-    wanted: Iterable[Target],
+    wanted: Sequence[Target],
     *,
-    progress: Callable[[int, str], None],
+    progress: Callable[[Progress], None],
     cancelled: threading.Event,
 ) -> list[Drift]:
-    """Hash all files; blocks for as long as the disk takes, so run it in a thread.
+    """Hash all files, several at a time; blocks for as long as that takes, so run it in a thread.
 
     Args:
-        progress: told of the bytes read so far and the file being read.
+        progress: told of the bytes read so far, from any thread; the last time when all are read.
 
     Raises:
         Stopped: `cancelled` was set.
     """
-    hasher = _Hasher(progress, cancelled)
-    return [drift for target in wanted for drift in _drift(target, hasher)]
+    total = sum(file.size for target in wanted for file in target.files)
+    hasher = _Hasher(total, progress, cancelled)
+    # sha256 leaves other threads alone while it works on a chunk
+    count = min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count, thread_name_prefix="verify") as threads:
+        found = [
+            [threads.submit(_file_drift, target, file, hasher) for file in target.files]
+            for target in wanted
+        ]
+        drift = [[one for future in futures if (one := future.result())] for futures in found]
+    return [
+        one
+        for target, changed in zip(wanted, drift, strict=True)
+        for one in (*changed, *_strays(target))
+    ]
 
 
-def _drift(target: Target, hasher: _Hasher) -> Iterator[Drift]:
-    known: dict[str, Any] = {
-        "model_id": target.model_id,
-        "version": target.version,
-        "part": target.part,
-    }
-    for file in target.files:
-        try:
-            found = hasher.digest(target.folder / file.path)
-        except OSError:
-            yield Drift(problem="missing", path=file.path, **known)
-            continue
-        if found != file.sha256:
-            digests: dict[str, Any] = {
-                "expected": f"sha256:{file.sha256}",
-                "found": f"sha256:{found}",
-            }
-            yield Drift(problem="changed", path=file.path, **digests, **known)
-    if target.complete and target.files and target.folder.is_dir():
-        listed = {target.folder / file.path for file in target.files} | {target.folder / RECORD}
-        for path in sorted(target.folder.rglob("*")):
-            if path.is_file() and path not in listed:
-                name = path.relative_to(target.folder).as_posix()
-                yield Drift(problem="unexpected", path=name, **known)
+def _file_drift(target: Target, file: SourceFile, hasher: _Hasher) -> Drift | None:
+    try:
+        found = hasher.digest(target.folder / file.path)
+    except OSError:
+        return _drift(target, problem="missing", path=file.path)
+    if found == file.sha256:
+        return None
+    return _drift(
+        target,
+        problem="changed",
+        path=file.path,
+        expected=f"sha256:{file.sha256}",
+        found=f"sha256:{found}",
+    )
+
+
+def _strays(target: Target) -> Iterator[Drift]:
+    """Files that should not be there; without a list of those that should, nobody can tell."""
+    if not (target.complete and target.files and target.folder.is_dir()):
+        return
+    listed = {target.folder / file.path for file in target.files} | {target.folder / RECORD}
+    for path in sorted(target.folder.rglob("*")):
+        if path.is_file() and path not in listed:
+            name = path.relative_to(target.folder).as_posix()
+            yield _drift(target, problem="unexpected", path=name)
+
+
+def _drift(target: Target, **what: Any) -> Drift:
+    return Drift(model_id=target.model_id, version=target.version, part=target.part, **what)
 
 
 class _Hasher:
-    def __init__(self, progress: Callable[[int, str], None], cancelled: threading.Event) -> None:
+    """Hashes files in several threads and tells of their bytes together."""
+
+    def __init__(
+        self, total: int, progress: Callable[[Progress], None], cancelled: threading.Event
+    ) -> None:
+        self._total = total
         self._progress = progress
         self._cancelled = cancelled
         self._done = 0
-        self._buffer = bytearray(_CHUNK)
+        self._rate = Rate()
+        self._lock = threading.Lock()
 
     def digest(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        view = memoryview(self._buffer)
+        """The file's SHA-256 in hexadecimal. Raises OSError, Stopped."""
+        digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+        view = memoryview(buffer)
         with path.open("rb", buffering=0) as handle:
-            while count := handle.readinto(self._buffer):
+            while count := handle.readinto(buffer):
                 if self._cancelled.is_set():
                     raise Stopped
                 digest.update(view[:count])
-                self._done += count
-                self._progress(self._done, path.name)
+                self._advance(count, path.name)
         return digest.hexdigest()
+
+    def _advance(self, count: int, name: str) -> None:
+        with self._lock:  # told in order, too
+            self._done += count
+            rate = self._rate.add(count)
+            # a file may have grown since its size was recorded
+            total = max(self._total, self._done)
+            speed = "" if rate is None else f", {rate / _MB:.0f} MB/s"
+            self._progress(
+                Progress(
+                    phase="verifying",
+                    step=name,
+                    message=f"{name}: {self._done / _MB:.1f} of {total / _MB:.1f} MB{speed}",
+                    fraction=self._done / total,
+                    bytes_done=self._done,
+                    bytes_total=total,
+                    rate=rate,
+                )
+            )

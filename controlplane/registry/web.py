@@ -31,9 +31,11 @@ from controlplane.registry.transfer import Answer, NothingThere, receive_once
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from controlplane.registry.file_intake import FileIntake
     from controlplane.registry.files import FetchedSource, SourceRules
-    from controlplane.registry.intake import FileIntake, Intake, Stop
+    from controlplane.registry.intake import Intake
     from controlplane.registry.source_url import SourceUrl
+    from controlplane.registry.stopping import Stop
 
 _CHUNK = 64 * 1024
 _HOPS = 5

@@ -47,6 +47,13 @@ async def test_install_and_infer_on_an_external_triton(
             assert len(result.output_data["embedding"]) == result.output_data["dimension"]
             (loaded,) = client.status().loaded_models
             assert loaded.state == "loaded"
+            client.install(TINY, "v2", timeout=120)
+            switched = client.use(TINY, "v2")
+            assert (switched.version, switched.previous_version) == ("v2", "main")
+            assert switched.switch in ("live", "drained")
+            assert client.infer(TINY, {"text": "hello"}).version == "v2"
+            client.remove_version(TINY, "main")
+            assert client.infer(TINY, {"text": "hello"}).version == "v2"
             assert value not in str(client.settings())
         assert "tritonserver" not in {p.name() for p in service.family()}
         assert service.stop() == 0

@@ -32,7 +32,7 @@ REGISTRY = "controlplane.registry"
 # Where, and whether the weights have to come again then.
 INSTALL = {
     "resolve": ("hub:Hub._resolve:after", True),
-    "first bytes": ("intake:FileIntake.write:before:2", True),
+    "first bytes": ("file_intake:FileIntake.write:before:2", True),
     "a file is whole": ("blobs:BlobCache.adopt:after", True),
     "before the folder is whole": ("intake:Intake.finish:before", False),
     "after the folder is whole": ("intake:Intake.finish:after", False),

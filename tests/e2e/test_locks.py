@@ -139,7 +139,7 @@ def test_two_machines_that_sync_one_lock_hold_the_same_bytes(
     assert "install" in two("sync", "--frozen", code=1)
     assert two.json("list")["data"] == []
     synced = two.json("sync")
-    assert (synced["state"], synced["drift"]) == ("succeeded", [])
+    assert (synced["status"], synced["drift"]) == ("succeeded", [])
     info = two.json("info", MODEL)
     assert (info["version"], info["revision"]) == ("main", locked)
     assert downloads(first) == downloads(second)
@@ -173,14 +173,14 @@ def test_verify_names_every_file_that_is_not_as_locked(machines: tuple[Service, 
             ("artefact", "tokenizer.json", "missing"),
         ]
         assert "config.json is changed: expected sha256:" in two("verify", code=1)
-        assert two.json("sync", "--frozen", code=1)["state"] == "failed"
+        assert two.json("sync", "--frozen", code=1)["status"] == "failed"
         done = two.json("sync")
         assert [(s["action"], s["state"]) for s in done["steps"]] == [("repair", "done")]
         assert {path: path.read_bytes() for path in kept} == kept
     finally:
         for path, content in kept.items():
             path.write_bytes(content)
-    assert two.json("verify", "--name", "default")["state"] == "succeeded"
+    assert two.json("verify", "--name", "default")["status"] == "succeeded"
     assert len(vectors(second)) == len(TEXTS)
 
 
@@ -235,7 +235,7 @@ def test_other_bytes_than_the_locked_ones_are_never_published(
     good = repository.commits[locked]
     repository.commits[locked] = good | {"config.json": good["config.json"] + b"\n"}
     done = two.json("sync", code=1)
-    assert done["state"] == "failed"
+    assert done["status"] == "failed"
     assert "not what was recorded" in done["steps"][0]["error"]
     published = second.model_repository / "org--other"
     assert not published.exists()
@@ -263,5 +263,5 @@ def test_a_server_that_is_killed_in_a_sync_goes_on_with_the_next(
     assert syncing.wait(60) != 0
     second.start()
     assert two.json("info", OTHER)["status"] != "failed"  # the server resumes it by itself
-    assert two.json("sync")["state"] == "succeeded"
+    assert two.json("sync")["status"] == "succeeded"
     two("sync", "--frozen")

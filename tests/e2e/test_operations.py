@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from controlplane.client_types import Operation
+    from controlplane.client_operation_types import Operation
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 

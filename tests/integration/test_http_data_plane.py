@@ -217,6 +217,25 @@ async def test_generate_errors_have_tritons_form_and_right_codes(gateway, sessio
     assert "no luck" in second["error"]
 
 
+@pytest.mark.parametrize("action", ["generate", "generate_stream"])
+async def test_no_generate_body_ends_the_server(gateway, session, action):
+    pid = gateway.services.server.pid
+    values = [
+        *(1, -1, 2**63, -(2**63), 2**64 - 1, 10**30, 1e308, -1e-320, True, "", "x" * 100_000),
+        *("\u0000", "\ud7ff", [1, "a"], [True, 1.5], ["a"] * 50, [1e308] * 9, [2**63]),
+    ]
+    for name in ("text_input", "number", "parameters", "id", "model_name", "other"):
+        for value in values:
+            body = io.BytesIO(json.dumps({"text_input": "a", name: value}).encode())
+            path = f"/v2/models/{ECHO}/{action}"
+            answer = await session.post(path, data=body)
+            await answer.read()
+            assert answer.status < 600
+    assert gateway.services.server.pid == pid
+    answer = await session.post(f"/v2/models/{ECHO}/generate", json={"text_input": "still"})
+    assert (await answer.json())["text_output"] == "still"
+
+
 # -- what the request says of its turn ---------------------------------------------------------
 
 

@@ -748,4 +748,4 @@ def test_progress_can_be_shown(tmp_path: Path) -> None:
 
     shown = msgspec.to_builtins(Progress(phase="downloading", step="x", message="m"))
     known = {"phase", "step", "message", "fraction", "bytes_done", "bytes_total"}
-    assert set(shown) == known | {"bytes_per_second"}
+    assert set(shown) == known | {"rate"}

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from controlplane import events
-from controlplane.errors import LoadFailed, LoadTimeout
+from controlplane.errors import LoadFailed, LoadTimeout, ServiceUnavailable
 from controlplane.lifecycle import health, memory, unloading
+from controlplane.lifecycle import scheduler as scheduler_module
 from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.memory_log import MemoryLog
 from controlplane.lifecycle.monitor import Monitor
@@ -403,6 +404,19 @@ async def test_an_unload_kills_a_process_that_hangs(
     await world.scheduler.unload(target.model_id)
     assert not memory.alive(process_id)
     assert await world.use(target) == b"hi"
+
+
+async def test_a_load_that_hangs_does_not_hold_up_the_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "CLOSE_PATIENCE", 0.2)
+    hanging = world.servable(world.triton.models.hanging())
+    request = asyncio.ensure_future(world.use(hanging))
+    await eventually(lambda: world.triton.server.stub_pids(*hanging.key))
+    await asyncio.wait_for(world.scheduler.close(), 5.0)
+    with pytest.raises(ServiceUnavailable):
+        await request
+    assert world.triton.server.kill_stubs(*hanging.key) == 1
 
 
 async def test_growth_is_measured_recorded_and_reported(world: World) -> None:

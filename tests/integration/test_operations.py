@@ -92,7 +92,7 @@ async def opened(home: Path, converter: Any = CONVERTS) -> AsyncIterator[Registr
 
 
 @contextlib.asynccontextmanager
-async def served(registry: Registry) -> AsyncIterator[str]:
+async def served(registry: Registry, **locks: Any) -> AsyncIterator[str]:
     """The REST API of a registry on a real port; its address."""
     nothing: Any = None
     app = create_app(
@@ -105,8 +105,7 @@ async def served(registry: Registry) -> AsyncIterator[str]:
             server=nothing,
             client=nothing,
             bus=nothing,
-            locking=nothing,
-            lock_activities=nothing,
+            **({"locking": nothing, "lock_operations": nothing} | locks),
             render_metrics=nothing,
             started_at=time.monotonic(),
             version="0",
@@ -322,13 +321,13 @@ async def test_waiting_its_turn_it_is_cancelled_too(tmp_path: Path, source: str)
 async def test_before_its_first_step_and_after_its_last(tmp_path: Path, source: str) -> None:
     async with opened(tmp_path / "home") as registry:
         operation = begin(registry, source)
-        stopped = await registry.installer.cancel(operation.id)
+        stopped = await registry.installer.operations.cancel(operation.id)
         assert stopped.status is OperationStatus.CANCELLED
         second = registry.installer.install(MODEL)
         # the last moment: the version is ready, only cleaning up is left
         await until(lambda: registry.store.version(MODEL).status is VersionStatus.READY)
         with pytest.raises(OperationFinished, match="succeeded"):
-            await registry.installer.cancel(second.id)
+            await registry.installer.operations.cancel(second.id)
         assert registry.store.version(MODEL).status is VersionStatus.READY
         assert status_of(registry, second) is OperationStatus.SUCCEEDED
 
@@ -364,9 +363,9 @@ asyncio.run(main())
 """
 
 
-def killed(home: Path, step: str) -> str:
-    """Kill -9 a server in the middle of an installation; the id of its operation."""
-    command = [sys.executable, "-c", SERVER, str(home), step]
+def killed(home: Path, step: str, server_code: str = SERVER) -> str:
+    """Kill -9 a server when it says that it is `there`; the id of its operation."""
+    command = [sys.executable, "-c", server_code, str(home), step]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as server:
         assert server.stdout is not None
@@ -456,7 +455,7 @@ async def test_an_operation_without_work_left_is_concluded(
             registry.db.execute("UPDATE operation SET status = 'running', finished_at = NULL")
             registry.start()
         if what == "not resumed":
-            await registry.installer.cancel(operation.id)
+            await registry.installer.operations.cancel(operation.id)
         registry.installer.resume()
         expected = OperationStatus.SUCCEEDED if what == "ready" else OperationStatus.CANCELLED
         assert status_of(registry, operation) is expected

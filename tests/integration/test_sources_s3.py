@@ -162,7 +162,7 @@ def test_a_download_goes_on_where_it_was_cancelled(put: Any, fetched: Fetcher) -
     fetched.cancelled.clear()
     fetched("s3://models/m")
     first = next(p for p in fetched.told if p.step == "model.safetensors")
-    assert first.bytes_per_second is None or (first.bytes_done or 0) > 0
+    assert first.rate is None or (first.bytes_done or 0) > 0
     assert (fetched.destination / "model.safetensors").read_bytes() == weights
 
 

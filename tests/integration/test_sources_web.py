@@ -28,7 +28,7 @@ from controlplane.errors import (
 )
 from controlplane.registry.addresses import check_addresses, plain_ip
 from controlplane.registry.blobs import BlobCache
-from controlplane.registry.intake import Intake, Stop
+from controlplane.registry.intake import Intake
 from controlplane.registry.model import ModelId
 from controlplane.registry.source_url import SourceUrl, parse_source_url
 from controlplane.registry.sources import (
@@ -39,6 +39,7 @@ from controlplane.registry.sources import (
     SourceRules,
     fetch,
 )
+from controlplane.registry.stopping import Stop
 from controlplane.registry.web import fetch_web_archive
 from tests.webserver import Fault, WebServer
 

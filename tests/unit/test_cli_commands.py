@@ -321,7 +321,7 @@ def test_interrupted_install_says_what_goes_on(server: RestServer) -> None:
     out, err = program.communicate(timeout=30)
     assert (program.returncode, out) == (exits.INTERRUPTED, "")
     assert err.splitlines()[-1] == "Interrupted."
-    assert f"modelmora info {MINILM}" in err
+    assert f"modelmora operations show {OPERATION_ID} --follow" in err
     assert f"modelmora operations cancel {OPERATION_ID}" in err
     assert "Traceback" not in err
 

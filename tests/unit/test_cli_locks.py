@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,11 +41,14 @@ LOCK = {
 SAME: dict[str, Any] = {"name": "default", "differences": [], "actions": [], "warnings": []}
 INSTALL = {"kind": "install", "model_id": "org/name", "version": "main", "reason": "is missing"}
 CONFLICT = INSTALL | {"kind": "conflict"}
+OPERATION = f"/api/v1/operations/{rest.OPERATION_ID}"
 RUNNING: dict[str, Any] = {
-    "id": "1",
+    "id": rest.OPERATION_ID,
     "kind": "sync",
     "lock": "default",
-    "state": "running",
+    "status": "running",
+    "message": "0 of 1 steps",
+    "phase": "installing",
     "steps": [
         {
             "action": "install",
@@ -58,7 +63,8 @@ RUNNING: dict[str, Any] = {
     "bytes_done": 512 * 1024,
     "bytes_total": 1024 * 1024,
 }
-DONE = RUNNING | {"state": "succeeded", "steps": []}
+VERIFYING = RUNNING | {"phase": "verifying", "fraction": 0.5, "message": "", "steps": []}
+DONE = VERIFYING | {"status": "succeeded"}
 DRIFT = {
     "model_id": "org/name",
     "version": "main",
@@ -68,7 +74,8 @@ DRIFT = {
     "expected": "sha256:1",
     "found": "sha256:2",
 }
-FAILED = DONE | {"state": "failed", "drift": [DRIFT], "error": "1 thing is not as locked."}
+NOT_AS_LOCKED = {"code": "LOCK_DRIFT", "message": "1 thing is not as locked."}
+FAILED = DONE | {"status": "failed", "drift": [DRIFT], "error": NOT_AS_LOCKED}
 NO_LOCK = rest.error("LOCK_NOT_FOUND", "There is no lock 'default'.")
 
 
@@ -90,7 +97,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[RestServ
     running.set("POST", f"{LOCKS}/default/sync", (202, RUNNING))
     running.set("POST", f"{LOCKS}/default/verify", (202, RUNNING))
     running.set("POST", f"{LOCKS}/verify", (202, RUNNING))
-    running.set("GET", f"{LOCKS}/activities/1", (200, DONE))
+    events = rest.events(RUNNING, VERIFYING, DONE)
+    running.set("GET", f"{OPERATION}/events", (200, events))
     yield running
     running.close()
 
@@ -206,6 +214,34 @@ def test_a_file_that_cannot_be_written_is_named(
     assert (code, "cannot be written" in err) == (exits.FAILED, True)
 
 
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB with a lock on it, and no room for another."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    (place / "modelmora.lock").write_text(TEXT)
+    with contextlib.suppress(OSError), (place / "rest").open("wb", buffering=0) as rest_of_it:
+        while True:
+            rest_of_it.write(b"x" * 4096)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_old_file_whole(
+    server: RestServer, modelmora: Any, full_disk: Path
+) -> None:
+    newer = lock_file.dump(document(*(entry(f"org/m{n}") for n in range(20))))
+    server.set("GET", f"{LOCKS}/default/export", (200, newer.encode()))
+    path = full_disk / "modelmora.lock"
+    code, _, err = modelmora("lock", "--output", str(path))
+    assert (code, "cannot be written: No space left" in err) == (exits.FAILED, True)
+    assert path.read_text() == TEXT
+    assert sorted(p.name for p in full_disk.iterdir()) == ["modelmora.lock", "rest"]
+
+
 # -- sync and verify ---------------------------------------------------------------------------
 
 
@@ -219,12 +255,15 @@ def test_sync_imports_the_file_and_waits_for_the_end(
         "/compare",
         "/import",
         "/default/sync",
-        "/activities/1",
+        f"{OPERATION}/events",
     ]
     assert server.requests[0].query["prune"] == "true"
-    assert server.requests[2].body == {"dry_run": False, "frozen": False, "prune": True}
-    assert "install org/name@main: running (downloading)" in err
-    assert "Verifying: 50% of 1.0 MB" in err
+    assert server.requests[2].body == {"frozen": False, "prune": True}
+    assert err.splitlines() == [
+        "org/name Downloading: 50%",
+        "Installing: 0 of 1 steps",
+        "Verifying: 50% 0.5 of 1.0 MB",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +289,7 @@ def test_drift_is_listed_and_is_a_failure(
     server: RestServer, modelmora: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "modelmora.lock").write_text(TEXT)
-    server.set("GET", f"{LOCKS}/activities/1", (200, FAILED))
+    server.set("GET", f"{OPERATION}/events", (200, rest.events(FAILED)))
     for command in ("sync", "verify"):
         code, out, _ = modelmora(command)
         assert code == exits.FAILED

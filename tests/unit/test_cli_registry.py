@@ -14,13 +14,12 @@ import pytest
 import structlog
 
 from controlplane.cli import exits
-from controlplane.client import ModelMoraClient, ServerUnreachable
 from controlplane.database_file import STEP_NAMES, inspect
 from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
-from tests.rest_server import RestServer
+from tests.rest_server import RestServer, stored_events
 from tests.unit.test_cli_commands import modelmora  # noqa: F401 the fixture
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from tests.unit.test_cli_commands import Result
 
 EVENTS = "/api/v1/events"
+STREAM = "/api/v1/events/stream"
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +62,6 @@ def event(sequence: int, event_type: str = "model.loaded") -> dict[str, Any]:
 def page(*events: dict[str, Any], total_pages: int = 1) -> tuple[int, Any]:
     place = {"page": 1, "page_size": 50, "total_items": 9, "total_pages": total_pages}
     return 200, {"data": list(events), "pagination": place}
-
-
-def after(*events: dict[str, Any], cursor: int = 0) -> tuple[int, Any]:
-    return 200, {"data": list(events), "next_after": events[-1]["sequence"] if events else cursor}
 
 
 # -- events ----------------------------------------------------------------------------------------
@@ -106,14 +102,14 @@ def test_since_is_a_time_or_how_long_ago(server: RestServer, modelmora: Any, sin
 
 
 def test_following_shows_each_event_once_until_it_is_interrupted(server: RestServer) -> None:
+    server.set("GET", EVENTS, page(event(3)))
     server.set(
         "GET",
-        EVENTS,
-        page(event(3)),
-        after(event(4), event(5)),
-        after(cursor=5),
-        after(event(6)),
-        after(cursor=6),
+        STREAM,
+        (200, stored_events(event(4), event(5))),
+        (200, stored_events()),
+        (200, stored_events(event(6))),
+        (200, stored_events()),
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "controlplane", "events", "--follow", "--json"],
@@ -126,30 +122,8 @@ def test_following_shows_each_event_once_until_it_is_interrupted(server: RestSer
     assert numbers == [4, 5, 6]
     assert process.returncode == exits.INTERRUPTED
     assert errors.strip() == "Interrupted."
-    assert [r.query.get("after") for r in server.requests[:4]] == [None, "3", "5", "5"]
-
-
-class Enough(Exception):
-    """Ends a follower."""
-
-
-def test_a_follower_begins_where_it_is_told(server: RestServer) -> None:
-    server.set("GET", EVENTS, after(event(8)))
-
-    def stop(_: object) -> None:
-        raise Enough
-
-    with ModelMoraClient(server.url) as client:
-        with pytest.raises(Enough):
-            client.follow_events(stop, after=7)
-        with pytest.raises(Enough):
-            client.follow_events(stop, since="2026-01-31T12:00:00Z")
-    assert [request.query["after"] for request in server.requests] == ["7", "0"]
-
-
-def test_following_begins_with_a_server(tmp_path: Path) -> None:
-    with ModelMoraClient("http://127.0.0.1:9") as client, pytest.raises(ServerUnreachable):
-        client.follow_events(lambda _: None)
+    asked = [r.query["after"] for r in server.requests if r.path == STREAM]
+    assert asked[:3] == ["3", "5", "5"]
 
 
 # -- db --------------------------------------------------------------------------------------------

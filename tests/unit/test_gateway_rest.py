@@ -94,6 +94,7 @@ class StillServer:
 
     def __init__(self):
         self.state = "ready"
+        self.pid = None
         self.endpoints = Endpoints(grpc_url="127.0.0.1:1", http_url="http://127.0.0.1:2")
 
 
@@ -531,7 +532,7 @@ async def test_openapi_document(http):
     assert names >= {
         *("org", "repo", "force", "version", "model_id"),
         *("task_type", "status", "search_text", "page", "page_size"),
-        *("name", "environment", "version", "activity_id", "model", "upgrade", "prune"),
+        *("name", "environment", "version", "model", "upgrade", "prune"),
         *("operation_id", "model_id", "kind", "Last-Event-ID"),
         "limit",
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from controlplane.db import open_db
 from controlplane.events import EventBus
-from controlplane.registry.lock import LockedModelEntry, entry_of, newest, validate
+from controlplane.registry.lock import LockedModelEntry, entry_of, validate
 from controlplane.registry.lock_plan import Action, differences, plan
 from controlplane.registry.model import Model, ResourceRequirements
 from controlplane.registry.store import ModelStore
@@ -135,7 +135,7 @@ def test_the_newest_version(store: ModelStore, versions: list[str], expected: st
     for number, version in enumerate(versions):
         add_ready(store, version=version, files=source(str(number)))
     store.add_version("org/name", "v99.0.0")  # not ready
-    found = newest(store.get("org/name").versions)
+    found = store.get("org/name").latest
     assert found is not None
     assert found.version == expected
 

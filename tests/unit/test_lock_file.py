@@ -143,8 +143,9 @@ def test_what_is_wrong_is_named_with_its_line(
         (b"\xff\xfe\x00", "UTF-8|not YAML"),
         ("a: &x [1]\nb: *x\n", r"line 2: aliases \(\*x\)"),
         ("[" * 100_000, "nested too deeply|not YAML"),
-        ("lock_version: '1.0'\nlocked_models: {}\n", "must be a list"),
-        ("lock_version: '1.0'\nlocked_models: [3]\n", r"locked_models\[0\] must be a model"),
+        ("lock_version: '1.0'\nlocked_models: {}\n...\n", "must be a list"),
+        ("lock_version: '1.0'\nlocked_models: []\n", "is cut off"),
+        ("lock_version: '1.0'\nlocked_models: [3]\n...\n", r"locked_models\[0\] must be a model"),
         ("lock_version: !!python/object:os.system x\n", "lock_version is|not YAML"),
         ("? [1]\n: 2\n", "lock_version is missing|not YAML"),
     ],
@@ -152,6 +153,19 @@ def test_what_is_wrong_is_named_with_its_line(
 def test_what_is_no_lock_at_all_is_refused(content: str | bytes, words: str) -> None:
     with pytest.raises(InvalidLock, match=words):
         parse(content)
+
+
+@given(st.integers(0, len(TEXT) - 2))
+def test_a_file_that_was_cut_off_is_refused_wherever_that_is(length: int) -> None:
+    with pytest.raises(InvalidLock, match=r"^modelmora\.lock"):
+        parse(TEXT[:length])
+
+
+def test_cut_off_between_two_models_it_would_be_a_lock_of_one() -> None:
+    cut = TEXT[: TEXT.index("- model_id: org/two")]
+    with pytest.raises(InvalidLock, match=r"is cut off: its last line is not '\.\.\.'"):
+        parse(cut)
+    assert len(parse(cut + "...\n").locked_models) == 1
 
 
 def test_all_wrong_places_are_named_at_once() -> None:

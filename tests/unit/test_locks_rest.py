@@ -13,6 +13,9 @@ from controlplane.events import EventBus
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.registry import lock_file
+from controlplane.registry.operation import Operation, OperationStatus
+from controlplane.registry.operation_store import OperationStore
+from controlplane.registry.operations import Operations
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from tests.locks import add_ready, document, entry, lock_services, source
@@ -21,6 +24,8 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from controlplane.registry.lock import LockDocument
 
 LOCKS = "/api/v1/locks"
 
@@ -32,11 +37,16 @@ class QuickInstaller:
     store: ModelStore
     failing: set[str] = field(default_factory=set)
 
-    def request(self, model_id: str, version: str) -> None:
+    def __post_init__(self) -> None:
+        self.operations = Operations(OperationStore(self.store.db))
+
+    def install(self, model_id: str, version: str) -> Operation:
+        operation = self.operations.begin(self.store.version(model_id, version))
         self.store.set_status(model_id, version, "downloading")
         if model_id in self.failing:
             self.store.set_status(model_id, version, "failed", "the hub is away")
-            return
+            self.operations.finish(operation.id, OperationStatus.FAILED)
+            return self.operations.get(operation.id)
         self.store.set_status(model_id, version, "exporting")
         manifest = {"backend": "text_embedding", "engine": "onnxruntime", "files": []}
         self.store.mark_ready(
@@ -46,11 +56,10 @@ class QuickInstaller:
             artefact_bytes=1,
             artefact_checksum="sha256:" + "9" * 64,
         )
+        self.operations.finish(operation.id, OperationStatus.SUCCEEDED)
+        return self.operations.get(operation.id)
 
-    async def wait(self, model_id: str) -> Any:
-        return self.store.get(model_id)
-
-    def progress(self, model_id: str) -> None:
+    def progress(self, model_id: str, version: str | None = None) -> None:
         return None
 
 
@@ -67,12 +76,12 @@ class Server:
         is_json = answer.headers.get("content-type", "").startswith("application/json")
         return answer.json() if is_json else answer.text
 
-    async def end_of(self, activity: dict[str, Any]) -> Any:
-        """The activity when it has ended."""
+    async def end_of(self, operation: dict[str, Any]) -> Any:
+        """The operation when it has ended."""
 
         async def ended() -> Any:
-            found = await self.ask("GET", f"{LOCKS}/activities/{activity['id']}")
-            return found if found["state"] != "running" else None
+            found = await self.ask("GET", operation["links"]["self"])
+            return found if found["status"] not in ("pending", "running") else None
 
         return await eventually(ended)
 
@@ -107,7 +116,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield Server(client, store, installer, tmp_path)
-    await more["lock_activities"].close()
+    await more["lock_operations"].close()
     await app.close()
     db.close()
 
@@ -189,7 +198,7 @@ async def test_a_sync_installs_switches_and_removes(server: Server) -> None:
     text = lock_file.dump(document(entry(), entry("org/both", "v2", files=source("2"))))
     await server.ask("POST", f"{LOCKS}/import", 201, content=text)
     dry = await server.ask("POST", f"{LOCKS}/default/sync", json={"dry_run": True})
-    assert dry["state"] == "planned"
+    assert [a["kind"] for a in dry["actions"]] == ["switch", "install", "extra"]
     frozen = await server.ask("POST", f"{LOCKS}/default/sync", 409, json={"frozen": True})
     assert frozen["error"]["code"] == "LOCK_DIFFERS"
     assert server.store.list().total_items == 2
@@ -205,7 +214,7 @@ async def test_a_sync_installs_switches_and_removes(server: Server) -> None:
     # the files that the real installer would have brought are not there, nor can be repaired
     assert [step[0] for step in steps[3:]] == ["repair", "repair"]
     assert {(d["part"], d["problem"]) for d in done["drift"]} >= {("source", "missing")}
-    assert done["state"] == "failed"
+    assert (done["status"], done["error"]["code"]) == ("failed", "LOCK_DRIFT")
 
 
 async def test_a_sync_tells_what_failed_and_prunes_nothing(server: Server) -> None:
@@ -214,7 +223,7 @@ async def test_a_sync_tells_what_failed_and_prunes_nothing(server: Server) -> No
     await server.ask("POST", f"{LOCKS}/import", 201, content=lock_file.dump(document(entry())))
     begun = await server.ask("POST", f"{LOCKS}/default/sync", 202, json={"prune": True})
     done = await server.end_of(begun)
-    assert done["state"] == "failed"
+    assert (done["status"], done["error"]["code"]) == ("failed", "SYNC_FAILED")
     assert [s["state"] for s in done["steps"]] == ["failed", "left"]
     assert done["steps"][0]["error"] == "the hub is away"
     assert server.store.get("org/extra")
@@ -229,12 +238,71 @@ async def test_a_conflict_is_refused_before_anything_is_done(server: Server) -> 
     assert server.store.list().total_items == 1
 
 
+def prepare(server: Server, kind: str) -> LockDocument:
+    """A lock, and a catalog that differs from it in one way."""
+    if kind == "extra":
+        add_ready(server.store, "org/extra")
+    if kind == "install":
+        return document(entry(), entry("org/missing"))
+    add_ready(server.store)
+    if kind == "switch":
+        add_ready(server.store, version="v2", files=source("2"))
+        server.store.set_current("org/name", "v2")
+    if kind == "damaged":
+        server.store.set_status("org/name", "main", "failed", "its artefact is gone")
+    if kind == "conflict":
+        return document(entry(revision=None, files=source("e")))
+    return document(entry())
+
+
+KINDS = {
+    "install": "install org/name@main: is not installed",
+    "switch": "switch org/name@main: v2 is current",
+    "damaged": "install org/name@main: is failed, not ready",
+    "extra": "extra org/extra@main: is not in the lock",
+    "conflict": "conflict org/name@main: 'main' stands for other files here",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_neither_frozen_nor_a_dry_run_changes_anything(server: Server, kind: str) -> None:
+    lock = prepare(server, kind)
+    await server.ask("POST", f"{LOCKS}/import", 201, content=lock_file.dump(lock))
+    before = list(server.store.db.conn.iterdump())
+    refused = await server.ask("POST", f"{LOCKS}/default/sync", 409, json={"frozen": True})
+    assert KINDS[kind] in refused["error"]["message"]
+    for prune in (False, True):
+        body = {"dry_run": True, "prune": prune}
+        found = await server.ask("POST", f"{LOCKS}/default/sync", json=body)
+        assert found["actions"]
+        content = lock_file.dump(lock)
+        await server.ask("POST", f"{LOCKS}/compare?prune={str(prune).lower()}", content=content)
+    assert list(server.store.db.conn.iterdump()) == before
+
+
+async def test_operations_on_locks_are_listed_and_followed_as_all_others(server: Server) -> None:
+    await server.ask("POST", f"{LOCKS}/import", 201, content=lock_file.dump(document(entry())))
+    answer = await server.http.post(f"{LOCKS}/default/verify")
+    begun = answer.json()
+    assert answer.headers["location"] == begun["links"]["self"]
+    assert begun["links"]["lock"] == f"{LOCKS}/default"
+    assert "model_id" not in begun
+    events = (await server.http.get(begun["links"]["events"])).text
+    assert "event: end" in events
+    done = await server.end_of(begun)
+    assert (await server.ask("GET", f"{LOCKS}/activities/{begun['id']}")) == done
+    listed = await server.ask("GET", "/api/v1/operations", params={"kind": "verify"})
+    assert listed["data"] == [done]
+    late = await server.ask("DELETE", begun["links"]["self"], 409)
+    assert late["error"]["code"] == "OPERATION_FINISHED"
+
+
 async def test_verifying_a_lock_of_nothing_installed(server: Server) -> None:
     text = lock_file.dump(document(entry()))
     begun = await server.ask("POST", f"{LOCKS}/verify", 202, content=text)
     done = await server.end_of(begun)
     assert [d["problem"] for d in done["drift"]] == ["not installed"]
-    assert done["error"] == "1 thing is not as locked."
+    assert done["error"]["message"] == "1 thing is not as locked in 'default'."
     assert (await server.ask("GET", LOCKS))["data"] == []
 
 

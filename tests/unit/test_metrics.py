@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane import events
+from controlplane.lifecycle.queue_view import WaitingView
 from controlplane.lifecycle.resident import ResidentView
 from controlplane.lifecycle.state import ModelState
 from controlplane.observability.metrics import Metrics
@@ -18,15 +19,24 @@ class Memory:
 
     used_mb = 120.0
     budget_mb = 480.0
+    max_models = 7
+    server_up = True
 
     def __init__(self):
         self.views = ()
+        self.queue = ()
 
     def loaded(self):
+        return tuple(v for v in self.views if v.state is not ModelState.UNLOADED)
+
+    def every_view(self):
         return self.views
 
+    def waiting(self):
+        return self.queue
 
-def view(model_id, state=ModelState.LOADED, memory_mb=100.0, version="main"):
+
+def view(model_id, state=ModelState.LOADED, memory_mb=100.0, version="main", **more):
     return ResidentView(
         model_id=model_id,
         version=version,
@@ -42,6 +52,7 @@ def view(model_id, state=ModelState.LOADED, memory_mb=100.0, version="main"):
         waiting_requests=0,
         healthy=True,
         consecutive_failures=0,
+        **more,
     )
 
 
@@ -132,9 +143,13 @@ def test_lifecycle_is_counted(bus, metrics):
     bus.publish(events.ModelLoadFailed(error_message="x", **told))
     found = samples(metrics)
     model = ("model_id", "a/b")
-    assert found["modelmora_model_loads_total", (model,)] == 1
+    success, failed = (model, ("outcome", "success")), (model, ("outcome", "failed"))
+    assert found["modelmora_model_loads_total", success] == 1
+    assert found["modelmora_model_loads_total", failed] == 1
+    assert found["modelmora_model_load_duration_seconds_count", (model,)] == 1
     assert found["modelmora_model_unloads_total", (model, ("reason", "lru_eviction"))] == 1
-    assert found["modelmora_model_evictions_total", ()] == 1
+    assert found["modelmora_model_evictions_total", (("reason", "lru_eviction"),)] == 1
+    assert found["modelmora_model_evictions_total", (("reason", "idle_ttl"),)] == 0
     assert found["modelmora_model_load_failed_total", (model,)] == 1
 
 
@@ -170,3 +185,63 @@ def test_two_services_in_one_process_do_not_share_numbers(bus, memory, metrics):
     other = Metrics(events.EventBus(), memory)
     finish(bus)
     assert not any(name == "modelmora_requests_total" for name, _ in samples(other))
+
+
+def test_hits_misses_and_memory_are_read_from_the_books(memory, metrics):
+    memory.views = (
+        view(
+            "a/b", hits=5, misses=2, coalesced=1, estimated_mb=90.0, last_used_at=events.utc_now()
+        ),
+        view("a/b", ModelState.UNLOADED, 0.0, version="old", hits=10, misses=1),
+        view("c/d", ModelState.LOADING, 20.0, estimated_mb=20.0),
+    )
+    memory.queue = (waiting("c/d", 1), waiting("c/d", 3), waiting("c/d", 3))
+    found = samples(metrics)
+    model = ("model_id", "a/b")
+    assert found["modelmora_model_cache_hits_total", (model,)] == 15
+    assert found["modelmora_model_cache_misses_total", (model,)] == 3
+    assert found["modelmora_model_coalesced_requests_total", (model,)] == 1
+    assert found["modelmora_model_memory_estimated_bytes", (model,)] == 90 * MB
+    assert found["modelmora_model_memory_measured_bytes", (model,)] == 100 * MB
+    assert found["modelmora_model_memory_peak_bytes", (model,)] == 100 * MB
+    assert found["modelmora_model_state", (model, ("state", "loaded"))] == 1
+    assert found["modelmora_memory_budget_bytes", ()] == 480 * MB
+    assert found["modelmora_memory_used_bytes", ()] == 120 * MB
+    assert found["modelmora_memory_reserved_bytes", ()] == 20 * MB
+    assert found["modelmora_models_max", ()] == 7
+    assert found["modelmora_triton_up", ()] == 1
+    assert found["modelmora_queue_depth", (("priority", "medium"),)] == 2
+    assert found["modelmora_queue_depth", (("priority", "low"),)] == 0
+
+
+def waiting(model_id, priority):
+    return WaitingView(
+        model_id=model_id, version="main", priority=priority, waits_for="load", waited_seconds=1.0
+    )
+
+
+def test_healing_and_restarts_are_counted(bus, metrics):
+    told = {"model_id": "a/b", "version": "main"}
+    bus.publish(events.ModelHealthChanged(previous_state="loaded", new_state="unhealthy", **told))
+    bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
+    bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
+    bus.publish(events.TritonLost())
+    bus.publish(events.TritonRestored())
+    found = samples(metrics)
+    assert found["modelmora_model_unhealthy_total", (("model_id", "a/b"),)] == 1
+    assert found["modelmora_model_healed_total", (("model_id", "a/b"),)] == 1
+    assert found["modelmora_triton_restarts_total", ()] == 1
+
+
+def test_a_removed_model_leaves_no_labels(bus, metrics):
+    told = {"model_id": "a/b", "version": "main"}
+    bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
+    bus.publish(events.ModelUnloaded(reason="manual", uptime_seconds=1, **told))
+    bus.publish(events.ModelLoadFailed(error_message="x", **told))
+    bus.publish(events.ModelHealthChanged(previous_state="loaded", new_state="unhealthy", **told))
+    finish(bus, status="error")
+    finish(bus, model_id="c/d")
+    bus.publish(events.ModelUnregistered(model_id="a/b"))
+    text = metrics.render()[0].decode()
+    assert '"a/b"' not in text
+    assert '"c/d"' in text

@@ -12,15 +12,14 @@ from sqlite_utils.migrations import Migrations
 from controlplane.db import (
     append_event,
     applied_steps,
-    from_text,
     migrate_down,
     migrate_up,
     open_db,
-    to_text,
     transaction,
 )
 from controlplane.errors import InsufficientDisk, ServiceUnavailable, StartupError
 from controlplane.events import EventBus, InferenceFinished, ModelUnregistered, utc_now
+from controlplane.moments import from_text, to_text
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
 

@@ -25,6 +25,7 @@ from controlplane import events
 from controlplane.errors import LoadFailed, LoadTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.policy import ModelPolicy
+from controlplane.lifecycle.replay import replay
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
 from controlplane.lifecycle.transitions import DRAIN_TIMEOUT
@@ -162,9 +163,12 @@ class Histories(RuleBasedStateMachine):
         self.loop = VirtualTimeLoop()
         self.clients: list[Client] = []
         self.effects = OpenEffects(self.clients)
+        self.told: list[tuple[str, dict[str, object]]] = []
+        bus = events.EventBus()
+        bus.subscribe(events.DomainEvent, lambda e: self.told.append((e.event_type, e.payload())))
         self.scheduler = Scheduler(
             self.effects,
-            events.EventBus(),
+            bus,
             budget_mb=BUDGET,
             max_models=SLOTS,
             load_timeout=LOAD_TIMEOUT,
@@ -394,6 +398,13 @@ class Histories(RuleBasedStateMachine):
     def nobody_waits_for_a_model_that_serves(self) -> None:
         for resident in self._loaded().values():
             assert resident.yielding or not resident.waiters
+
+    @invariant()
+    def events_tell_every_move(self) -> None:
+        states = replay(self.told)
+        for resident in self.scheduler.residents():
+            key = (resident.model_id, resident.servable.version)
+            assert states.get(key, ModelState.UNLOADED) is resident.state, key
 
     @invariant()
     def nothing_was_violated(self) -> None:

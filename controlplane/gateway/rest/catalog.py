@@ -9,6 +9,7 @@ from litestar import post
 from litestar.params import JSONBody
 from msgspec import UNSET, Meta, UnsetType
 
+from controlplane.gateway.rest.model_schemas import Requirements
 from controlplane.gateway.rest.operation_schemas import OperationErrorBody, OperationResponse
 from controlplane.gateway.rest.responses import failures
 from controlplane.gateway.rest.schemas import (
@@ -17,7 +18,6 @@ from controlplane.gateway.rest.schemas import (
     Json,
     KeepLoaded,
     Request,
-    Requirements,
     Version,
 )
 from controlplane.gateway.services import GivenServices

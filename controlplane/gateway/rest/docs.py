@@ -77,7 +77,7 @@ def openapi_document(version: str) -> bytes:
         use_handler_docstrings=True,
         tags=[
             Tag("Models", "The catalog: what may be served."),
-            Tag("Operations", "Downloads and conversions in the background."),
+            Tag("Operations", "Installations, syncs and verifications in the background."),
             Tag("Catalog file", "The models that a deployment lists in its modelmora.yaml."),
             Tag("Lifecycle", "What is in memory."),
             Tag("Locks", "Which bytes a machine is to serve, and making it so."),

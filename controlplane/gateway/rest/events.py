@@ -34,7 +34,11 @@ Type = Annotated[
 Aggregate = Annotated[
     str | None, QueryParameter(description="Id of the catalog or lifecycle manager.")
 ]
+AggregateType = Annotated[
+    str | None, QueryParameter(description="model_catalog, model_lifecycle_manager or model_lock.")
+]
 ModelName = Annotated[str | None, QueryParameter(description="Only events about this model.")]
+Since = Annotated[str | None, QueryParameter(description="From this moment, ISO 8601.")]
 
 
 class EventBody(msgspec.Struct, kw_only=True):
@@ -73,8 +77,9 @@ async def list_events(
     services: GivenServices,
     event_type: Type = None,
     aggregate_id: Aggregate = None,
+    aggregate_type: AggregateType = None,
     model_id: ModelName = None,
-    since: Annotated[str | None, QueryParameter(description="From this moment, ISO 8601.")] = None,
+    since: Since = None,
     until: Annotated[str | None, QueryParameter(description="Up to this moment.")] = None,
     after: Annotated[
         int | None,
@@ -87,6 +92,7 @@ async def list_events(
     wanted = EventFilter(
         event_type=event_type,
         aggregate_id=aggregate_id,
+        aggregate_type=aggregate_type,
         model_id=model_id,
         since=_moment("since", since),
         until=_moment("until", until),
@@ -117,53 +123,85 @@ def _since(log: EventLog, wanted: EventFilter, after: int, page: int, size: int)
     )
 
 
+STREAM_RESPONSES = {
+    **failures(400),
+    200: ResponseSpec(
+        str,
+        description="Server-sent events, without end: `id` is the sequence, `event` the type, "
+        "`data` the envelope as JSON. An event `gap` says that the cursor lies beyond the end of "
+        "the store (a backup was restored): what was between is lost, the stream goes on.",
+        media_type="text/event-stream",
+        generate_examples=False,
+    ),
+}
+After = Annotated[
+    int | None, QueryParameter(description="Begin after this `sequence`; else with what comes.")
+]
+LastEventId = Annotated[
+    str | None,
+    HeaderParameter(name="Last-Event-ID", description="Where a client was cut off; wins."),
+]
+
+
 @get(
     "/api/v1/events/stream",
     operation_id="followEvents",
     summary="Follow the event store",
     tags=TAGS,
-    responses={
-        **failures(400),
-        200: ResponseSpec(
-            str,
-            description="Server-sent events, without end: `id` is the sequence, `event` the type, "
-            "`data` the envelope as JSON.",
-            media_type="text/event-stream",
-            generate_examples=False,
-        ),
-    },
+    responses=STREAM_RESPONSES,
 )
 async def follow_events(
     services: GivenServices,
     event_type: Type = None,
     aggregate_id: Aggregate = None,
     model_id: ModelName = None,
-    after: Annotated[
-        int | None, QueryParameter(description="Begin after this `sequence`; else with what comes.")
-    ] = None,
-    last_event_id: Annotated[
-        str | None,
-        HeaderParameter(name="Last-Event-ID", description="Where a client was cut off; wins."),
-    ] = None,
+    since: Since = None,
+    after: After = None,
+    last_event_id: LastEventId = None,
 ) -> Stream:
     """Events as they happen. A browser's EventSource that is cut off resumes; nothing is lost."""
-    wanted = EventFilter(event_type=event_type, aggregate_id=aggregate_id, model_id=model_id)
-    log = services.store.event_log
+    wanted = EventFilter(
+        event_type=event_type,
+        aggregate_id=aggregate_id,
+        model_id=model_id,
+        since=_moment("since", since),
+    )
+    return event_stream(services.store.event_log, wanted, after, last_event_id)
+
+
+def event_stream(
+    log: EventLog, wanted: EventFilter, after: int | None, last_event_id: str | None
+) -> Stream:
+    """The events of `log` that pass the filter, as server-sent events until `log` is closed.
+
+    The stream holds a cursor and one batch, never a backlog: a reader that is slow is written to as
+    fast as it reads, and what it has not read yet is in the store.
+
+    Raises:
+        ValidationFailed: naming the argument that is wrong.
+    """
     begin = _cursor(after, last_event_id)
     log.after(begin or 0, wanted, limit=1)  # wrong arguments are refused before the stream begins
-    latest = log.last()
-    # A cursor from before a backup was restored may lie in the future: nothing would ever come.
-    start = latest if begin is None else min(begin, latest)
     return Stream(
-        _server_sent(log, start, wanted),
+        _server_sent(log, begin, wanted),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _server_sent(log: EventLog, start: int, wanted: EventFilter) -> AsyncIterator[bytes]:
+async def _server_sent(
+    log: EventLog, begin: int | None, wanted: EventFilter
+) -> AsyncIterator[bytes]:
     """The stream's text (HTML standard §9.2.6)."""
+    latest = log.last()
+    first = latest if wanted.since is None else 0
+    # A cursor from before a backup was restored may lie in the future: nothing would ever come.
+    start = first if begin is None else min(begin, latest)
     yield f"retry: {_RETRY_MS}\nid: {start}\n\n".encode()
+    if begin is not None and begin > latest:
+        yield b"event: gap\ndata: %s\n\n" % msgspec.json.encode(
+            {"asked_after": begin, "goes_on_after": latest}
+        )
     async with aclosing(log.follow(start, wanted, idle_seconds=KEEP_ALIVE_SECONDS)) as batches:
         async for batch in batches:
             yield b"".join(map(_message, batch)) if batch else b": still here\n\n"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from controlplane.gateway.rest.schemas import Id, Json, ProgressBody, Request, present
+from controlplane.gateway.rest.schemas import Id, Json, Request, present, without_nulls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
-    from controlplane.registry.files import Progress
     from controlplane.registry.lock import LockDocument, ModelLock
     from controlplane.registry.lock_store import Revision
     from controlplane.registry.locking import Comparison
-    from controlplane.registry.sync import Activity, Step
 
 Models = Annotated[
     list[Id] | None, Meta(description="Models to lock; left out: all that are ready.")
@@ -204,94 +202,5 @@ class ComparisonResponse(msgspec.Struct, kw_only=True):
         )
 
 
-class SyncStep(msgspec.Struct, kw_only=True):
-    """One action of a sync; `state` is left for a model that is not in the lock and stays."""
-
-    action: Literal["install", "switch", "extra", "remove", "conflict", "repair"]
-    model_id: str
-    version: str
-    reason: str
-    state: Literal["planned", "waiting", "running", "done", "failed", "left"]
-    error: str | UnsetType = UNSET
-    progress: ProgressBody | UnsetType = UNSET
-
-
-class ActivityResponse(msgspec.Struct, kw_only=True):
-    """A sync or verification; read it again until `state` is no longer running.
-
-    Attributes:
-        drift: what is not as locked: `part` is source, artefact or model.
-    """
-
-    kind: Literal["sync", "verify"]
-    lock: str
-    state: Literal["planned", "running", "succeeded", "failed"]
-    steps: list[SyncStep]
-    drift: list[Json]
-    id: str | UnsetType = UNSET
-    message: str | UnsetType = UNSET
-    bytes_done: int | UnsetType = UNSET
-    bytes_total: int | UnsetType = UNSET
-    error: str | UnsetType = UNSET
-    started_at: datetime | UnsetType = UNSET
-    finished_at: datetime | UnsetType = UNSET
-
-    @classmethod
-    def planned(cls, name: str, found: Comparison) -> ActivityResponse:
-        """A dry run."""
-        steps = [
-            SyncStep(
-                action=action.kind,
-                model_id=action.model_id,
-                version=action.version,
-                reason=action.reason,
-                state="planned",
-            )
-            for action in found.actions
-        ]
-        return cls(kind="sync", lock=name, state="planned", steps=steps, drift=[])
-
-    @classmethod
-    def of(cls, activity: Activity, progress: Callable[[str], Progress | None]) -> ActivityResponse:
-        return cls(
-            id=activity.id,
-            kind=activity.kind,
-            lock=activity.lock,
-            state=activity.state,
-            steps=[_step(step, progress) for step in activity.steps],
-            drift=[without_nulls(drift) for drift in activity.drift],
-            message=activity.message,
-            bytes_done=activity.bytes_done,
-            bytes_total=activity.bytes_total,
-            error=present(activity.error),
-            started_at=activity.started_at,
-            finished_at=present(activity.finished_at),
-        )
-
-
-def _step(step: Step, progress: Callable[[str], Progress | None]) -> SyncStep:
-    action = step.action
-    found = progress(action.model_id) if step.state == "running" else None
-    return SyncStep(
-        action=action.kind,
-        model_id=action.model_id,
-        version=action.version,
-        reason=action.reason,
-        state=step.state,
-        error=present(step.error),
-        progress=UNSET if found is None else ProgressBody.of(found),
-    )
-
-
 def _entries(document: LockDocument) -> list[Json]:
     return [without_nulls(entry) for entry in document.locked_models]
-
-
-def without_nulls(value: msgspec.Struct) -> dict[str, Any]:
-    """A struct as a JSON object, without what has no value (domain §1.6)."""
-    found = {}
-    for name, field in ((name, getattr(value, name)) for name in value.__struct_fields__):
-        if field is not None:
-            nested = isinstance(field, msgspec.Struct)
-            found[name] = without_nulls(field) if nested else msgspec.to_builtins(field)
-    return found

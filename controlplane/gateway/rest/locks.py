@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post, put
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody, QueryParameter
 
 from controlplane.events import utc_now
-from controlplane.gateway.errors import UnknownRoute
 from controlplane.gateway.rest.lock_schemas import (
-    ActivityResponse,
     ComparisonResponse,
     CreateLockRequest,
     LockApiEntry,
@@ -25,13 +24,12 @@ from controlplane.gateway.rest.lock_schemas import (
     SyncLockRequest,
     UpdateLockRequest,
 )
+from controlplane.gateway.rest.operation_schemas import OperationResponse
+from controlplane.gateway.rest.operations import accepted
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.services import GivenServices, Services
+from controlplane.gateway.services import GivenServices
 from controlplane.registry import lock_file
 from controlplane.registry.lock import LOCK_VERSION, LockDocument
-
-if TYPE_CHECKING:
-    from controlplane.registry.sync import Activity
 
 TAGS = ["Locks"]
 AnyRequest = Request[Any, Any, Any]
@@ -173,21 +171,27 @@ async def rollback_lock(
     operation_id="syncLock",
     summary="Make this machine equal a lock",
     tags=TAGS,
-    responses=failures(400, 404, 409, 415),
+    responses={
+        200: ResponseSpec(ComparisonResponse, description="A dry run: what would be done."),
+        **failures(400, 404, 409, 415),
+    },
 )
 async def sync_lock(
     name: FromPath[str],
     services: GivenServices,
     data: JSONBody[SyncLockRequest | None] = None,
-) -> Response[ActivityResponse]:
-    """Begin to install, switch and verify; 200 with the plan for a dry run."""
+) -> Response[OperationResponse] | Response[ComparisonResponse]:
+    """Begin to install, switch, remove and verify; the answer is the operation to watch it by.
+
+    One runs at a time, another waits for its turn; the same once more is the same operation.
+    """
     wanted = data or SyncLockRequest()
-    document = services.locking.locks.get(name).document
+    lock = services.locking.locks.get(name)
     if wanted.dry_run:
-        found = services.locking.compare(document, prune=wanted.prune)
-        return Response(ActivityResponse.planned(name, found), status_code=200)
-    begun = services.lock_activities.sync(document, frozen=wanted.frozen, prune=wanted.prune)
-    return Response(_activity(services, begun), status_code=202)
+        found = services.locking.compare(lock.document, prune=wanted.prune)
+        return Response(ComparisonResponse.of(name, found), status_code=200)
+    begun = services.lock_operations.sync(lock, frozen=wanted.frozen, prune=wanted.prune)
+    return accepted(begun)
 
 
 @post(
@@ -198,25 +202,19 @@ async def sync_lock(
     tags=TAGS,
     responses=failures(400, 404),
 )
-async def verify_lock(name: FromPath[str], services: GivenServices) -> ActivityResponse:
-    """Begin to compare the files on this machine with the lock."""
-    document = services.locking.locks.get(name).document
-    return _activity(services, services.lock_activities.verify(document))
+async def verify_lock(name: FromPath[str], services: GivenServices) -> Response[OperationResponse]:
+    """Begin to compare the files on this machine with the lock; watch the operation."""
+    return accepted(services.lock_operations.verify(services.locking.locks.get(name)))
 
 
 @get(
     f"{_PATH}/activities/{{activity_id:str}}",
+    include_in_schema=False,
     operation_id="getLockActivity",
-    summary="How far a sync or verification is",
-    tags=TAGS,
-    responses=failures(404),
 )
-async def lock_activity(activity_id: FromPath[str], services: GivenServices) -> ActivityResponse:
-    """One of the last syncs and verifications since the server's start."""
-    found = services.lock_activities.find(activity_id)
-    if found is None:
-        raise UnknownRoute(f"There is no activity {activity_id!r} since the server's start.")
-    return _activity(services, found)
+async def lock_activity(activity_id: FromPath[str], services: GivenServices) -> OperationResponse:
+    """Where syncs were asked for before they became operations: `/api/v1/operations/{id}`."""
+    return OperationResponse.of(services.installer.operations.get(activity_id))
 
 
 @post(
@@ -262,10 +260,11 @@ async def compare_lock(
     tags=TAGS,
     responses=failures(400, 413),
 )
-async def verify_lock_file(request: AnyRequest, services: GivenServices) -> ActivityResponse:
+async def verify_lock_file(
+    request: AnyRequest, services: GivenServices
+) -> Response[OperationResponse]:
     """Send the content of `modelmora.lock`; it is not kept."""
-    document = await _document(request)
-    return _activity(services, services.lock_activities.verify(document))
+    return accepted(services.lock_operations.verify_file(await _document(request)))
 
 
 @post(
@@ -319,7 +318,3 @@ ROUTES = [
 async def _document(request: AnyRequest) -> LockDocument:
     # in a thread: a large file takes a while, and inference goes on meanwhile
     return await asyncio.to_thread(lock_file.parse, await request.body())
-
-
-def _activity(services: Services, activity: Activity) -> ActivityResponse:
-    return ActivityResponse.of(activity, services.installer.progress)

@@ -8,16 +8,17 @@ from litestar import Response, delete, get, post, put
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from controlplane.gateway.rest.etags import etag, is_unchanged, require_match
-from controlplane.gateway.rest.operation_schemas import OperationResponse
-from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import (
+from controlplane.gateway.rest.model_schemas import (
     DownloadRequest,
     ModelPage,
     ModelResponse,
-    Pagination,
     RegisterModelRequest,
     UpdateModelRequest,
 )
+from controlplane.gateway.rest.operation_schemas import OperationResponse
+from controlplane.gateway.rest.operations import accepted
+from controlplane.gateway.rest.responses import failures
+from controlplane.gateway.rest.schemas import Pagination
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
@@ -86,12 +87,7 @@ async def list_models(
     )
     return ModelPage(
         data=[_render(services, model) for model in found.items],
-        pagination=Pagination(
-            page=found.page,
-            page_size=found.page_size,
-            total_items=found.total_items,
-            total_pages=found.total_pages,
-        ),
+        pagination=Pagination.of(found),
     )
 
 
@@ -213,9 +209,7 @@ async def download_model(
         wanted = services.store.get(name).current_version
     if wanted is not None:
         wanted = ensure_version(services.store, name, wanted, trust_remote_code=trusted).version
-    operation = services.installer.install(name, wanted)
-    body = OperationResponse.of(operation)
-    return Response(body, status_code=202, headers={"Location": body.links.self})
+    return accepted(services.installer.install(name, wanted))
 
 
 @get(

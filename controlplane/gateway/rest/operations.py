@@ -42,7 +42,7 @@ _RETRY_MILLISECONDS = 2000
 async def list_operations(
     services: GivenServices,
     model_id: Annotated[str | None, QueryParameter(description="Only of this model.")] = None,
-    kind: Annotated[str | None, QueryParameter(description="Only of this kind: install.")] = None,
+    kind: Annotated[str | None, QueryParameter(description="install, sync or verify.")] = None,
     status: Annotated[
         str | None,
         QueryParameter(
@@ -59,12 +59,7 @@ async def list_operations(
     )
     return OperationPageResponse(
         data=[OperationResponse.of(operation) for operation in found.items],
-        pagination=Pagination(
-            page=found.page,
-            page_size=found.page_size,
-            total_items=found.total_items,
-            total_pages=found.total_pages,
-        ),
+        pagination=Pagination.of(found),
     )
 
 
@@ -145,8 +140,15 @@ def _event(operation: Operation | None, number: int) -> ServerSentEventMessage:
 async def cancel_operation(
     operation_id: FromPath[str], services: GivenServices
 ) -> OperationResponse:
-    """Stop it; answers when it has stopped. Nothing is published, whole downloads are kept."""
-    return OperationResponse.of(await services.installer.cancel(operation_id))
+    """Stop it; answers when it has stopped. An installation publishes nothing and keeps whole
+    downloads; a sync keeps what it has done, and the installations that it began end with it."""
+    return OperationResponse.of(await services.installer.operations.cancel(operation_id))
+
+
+def accepted(operation: Operation) -> Response[OperationResponse]:
+    """202: it goes on after this answer; `Location` says where to watch it."""
+    body = OperationResponse.of(operation)
+    return Response(body, status_code=202, headers={"Location": body.links.self})
 
 
 ROUTES = [list_operations, get_operation, watch_operation, cancel_operation]

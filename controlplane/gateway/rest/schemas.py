@@ -1,29 +1,23 @@
-"""The JSON bodies of the REST API (domain §8.3).
+"""The JSON bodies of the REST API (domain §8.3), but those that have a module of their own.
 
 Absent values are UNSET, never null: what has no value is left out (domain §1.6). Memory is MB.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from controlplane.registry.metadata import FACTS
-from controlplane.registry.model import (
-    Model,
-    ModelChange,
-    ModelVersion,
-    NewModel,
-    ResourceRequirements,
-)
-from controlplane.registry.ready_artefact import describe
-
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from controlplane.lifecycle.history import ModelHistory
+    from controlplane.lifecycle.queue_view import WaitingView
     from controlplane.lifecycle.resident import ResidentView
-    from controlplane.registry.files import Progress
 
 T = TypeVar("T")
 
@@ -56,223 +50,14 @@ class Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of request bodies: a misspelt field is an error, not a silent default."""
 
 
-# -- models ------------------------------------------------------------------------------------
-
-
-class Requirements(Request):
-    memory_mb: Annotated[int, Meta(description="Memory the model needs, MB.", examples=[512])]
-    gpu_vram_mb: int = 0
-    cpu_threads: int = 1
-    gpu_count: int | None = None
-    min_memory_mb: int | None = None
-    disk_space_mb: int | None = None
-
-    def to_domain(self) -> ResourceRequirements:
-        return msgspec.convert(self, ResourceRequirements, from_attributes=True)
-
-
-class RegisterModelRequest(Request):
-    model_id: Id
-    task_type: Annotated[
-        str | None,
-        Meta(
-            description="What the model does; left out, it is read from the model's own files.",
-            examples=["txt2embed"],
-        ),
-    ] = None
-    version: Version = "main"
-    display_name: str | None = None
-    description: str | None = None
-    source_url: Annotated[
-        str | None,
-        Meta(
-            description="Instead of the HuggingFace hub: a directory of the server's machine, "
-            "an https:// archive, or s3://bucket/prefix.",
-            examples=["file:///srv/models/minilm"],
-        ),
-    ] = None
-    resource_requirements: Requirements | None = None
-    config: Json = {}
-    custom_params: Json = {}
-    framework: str = "pytorch"
-    framework_version: str | None = None
-    metadata: Json = {}
-    created_by: str | None = None
-    keep_loaded: KeepLoaded = False
-    idle_ttl: IdleTtl | None = None
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code)."
-        ),
-    ] = False
-
-    def to_domain(self) -> NewModel:
-        values = msgspec.structs.asdict(self)
-        if self.resource_requirements is not None:
-            values["resource_requirements"] = self.resource_requirements.to_domain()
-        return NewModel(**values)
-
-
-class UpdateModelRequest(Request):
-    """Fields left out stay as they are; null clears a text."""
-
-    display_name: str | UnsetType | None = UNSET
-    description: str | UnsetType | None = UNSET
-    config: Json | UnsetType = UNSET
-    resource_requirements: Requirements | UnsetType = UNSET
-    keep_loaded: KeepLoaded | UnsetType = UNSET
-    idle_ttl: IdleTtl | UnsetType | None = UNSET
-    version_number: Annotated[
-        int | UnsetType,
-        Meta(description="Refuse the change (409) if the model is no longer at this number."),
-    ] = UNSET
-
-    def to_domain(self) -> ModelChange:
-        requirements = self.resource_requirements
-        return ModelChange(
-            display_name=self.display_name,
-            description=self.description,
-            config=self.config,
-            resource_requirements=(
-                requirements.to_domain() if isinstance(requirements, Requirements) else UNSET
-            ),
-            keep_loaded=self.keep_loaded,
-            idle_ttl=self.idle_ttl,
-        )
-
-
-class ProgressBody(msgspec.Struct, kw_only=True):
-    """How far an installation is; `fraction` is 0 to 1 within the phase."""
-
-    phase: str
-    step: str
-    message: str
-    fraction: float | UnsetType = UNSET
-    bytes_done: int | UnsetType = UNSET
-    bytes_total: int | UnsetType = UNSET
-    bytes_per_second: float | UnsetType = UNSET
-
-    @classmethod
-    def of(cls, progress: Progress) -> ProgressBody:
-        return cls(
-            phase=progress.phase,
-            step=progress.step,
-            message=progress.message,
-            fraction=present(progress.fraction),
-            bytes_done=present(progress.bytes_done),
-            bytes_total=present(progress.bytes_total),
-            bytes_per_second=present(progress.bytes_per_second),
-        )
-
-
-class ModelResponse(msgspec.Struct, kw_only=True):
-    """A model; `status` and everything about its bytes are those of `version`, the current one
-    unless another was asked for."""
-
-    id: str
-    model_id: Id
-    task_type: str
-    version: Version
-    current_version: Version
-    versions: list[str]
-    status: Literal["registered", "downloading", "exporting", "ready", "failed"]
-    config: Json
-    custom_params: Json
-    framework: str
-    triton_name: str
-    triton_version: int
-    created_at: datetime
-    updated_at: datetime
-    version_number: int
-    pinned: bool
-    keep_loaded: bool
-    idle_ttl: float | UnsetType = UNSET
-    trust_remote_code: bool
-    error: str | UnsetType = UNSET
-    display_name: str | UnsetType = UNSET
-    description: str | UnsetType = UNSET
-    source_url: str | UnsetType = UNSET
-    resource_requirements: Json | UnsetType = UNSET
-    revision: str | UnsetType = UNSET
-    checksum: str | UnsetType = UNSET
-    artifact_uri: str | UnsetType = UNSET
-    framework_version: str | UnsetType = UNSET
-    backend: str | UnsetType = UNSET
-    engine: str | UnsetType = UNSET
-    measured_memory_mb: float | UnsetType = UNSET
-    artefact_bytes: int | UnsetType = UNSET
-    artefact: Json | UnsetType = UNSET
-    facts: Annotated[
-        Json | UnsetType,
-        Meta(description="What is known about the model: value, and source file|curated|explicit."),
-    ] = UNSET
-    progress: ProgressBody | UnsetType = UNSET
-
-    @classmethod
-    def of(
-        cls, model: Model, progress: Progress | None = None, shown: ModelVersion | None = None
-    ) -> ModelResponse:
-        current = shown or model.current
-        needs = current.resource_requirements
-        return cls(
-            id=model.id,
-            model_id=model.model_id,
-            task_type=str(model.task_type),
-            version=current.version,
-            current_version=model.current_version,
-            versions=[version.version for version in model.versions],
-            status=current.status.value,
-            error=present(current.error_message),
-            display_name=present(model.display_name),
-            description=present(model.description),
-            source_url=present(model.source_url),
-            config=model.config,
-            custom_params=model.custom_params,
-            resource_requirements=UNSET if needs is None else without_nulls(needs),
-            revision=present(current.revision),
-            checksum=present(current.checksum),
-            artifact_uri=present(current.artifact_uri),
-            framework=current.framework,
-            framework_version=present(current.framework_version),
-            backend=present(current.backend),
-            engine=present(current.engine),
-            triton_name=current.triton_name,
-            triton_version=current.triton_version,
-            measured_memory_mb=present(current.measured_memory_mb),
-            artefact_bytes=present(current.artefact_bytes),
-            artefact=_artefact(current.artefact),
-            facts=current.metadata.get(FACTS) or UNSET,
-            progress=UNSET if progress is None else ProgressBody.of(progress),
-            created_at=model.created_at,
-            updated_at=model.updated_at,
-            version_number=model.version,
-            pinned=model.pinned,
-            keep_loaded=model.keep_loaded,
-            idle_ttl=present(model.idle_ttl),
-            trust_remote_code=current.trust_remote_code,
-        )
-
-
 def without_nulls(value: msgspec.Struct) -> Json:
-    """A struct's fields that have a value."""
-    return {k: v for k, v in msgspec.structs.asdict(value).items() if v is not None}
-
-
-def _artefact(manifest: Json | None) -> Json | UnsetType:
-    """What people ask of a converted model, out of the converter's manifest."""
-    if not manifest:
-        return UNSET
-    embedding = manifest.get("text_embedding") or {}
-    chosen = {
-        "dimension": embedding.get("dimension"),
-        "max_seq_length": embedding.get("max_seq_length"),
-        "parity": manifest.get("parity"),
-        "converter": manifest.get("converter"),
-        "ready_made": describe(manifest),
-    }
-    return {name: value for name, value in chosen.items() if value is not None}
+    """A struct as a JSON object, without what has no value (domain §1.6)."""
+    found = {}
+    for name, field in ((name, getattr(value, name)) for name in value.__struct_fields__):
+        if field is not None:
+            nested = isinstance(field, msgspec.Struct)
+            found[name] = without_nulls(field) if nested else msgspec.to_builtins(field)
+    return found
 
 
 class Pagination(msgspec.Struct, kw_only=True):
@@ -281,21 +66,10 @@ class Pagination(msgspec.Struct, kw_only=True):
     total_items: int
     total_pages: int
 
-
-class ModelPage(msgspec.Struct, kw_only=True):
-    data: list[ModelResponse]
-    pagination: Pagination
-
-
-class DownloadRequest(Request):
-    version: Version | None = None
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code). For versions that were not downloaded yet."
-        ),
-    ] = False
+    @classmethod
+    def of(cls, page: object) -> Pagination:
+        """Of whatever has these four."""
+        return msgspec.convert(page, cls, from_attributes=True)
 
 
 # -- lifecycle ---------------------------------------------------------------------------------
@@ -313,8 +87,40 @@ class HealthStatus(msgspec.Struct, kw_only=True):
     response_time_ms: float | UnsetType = UNSET
 
 
+class LoadTimes(msgspec.Struct, kw_only=True):
+    """Loads of a version since the service began; times in seconds."""
+
+    count: int
+    failures: int
+    last_seconds: float | UnsetType = UNSET
+    mean_seconds: float | UnsetType = UNSET
+    max_seconds: float | UnsetType = UNSET
+    last_failure: str | UnsetType = UNSET
+    last_failure_at: datetime | UnsetType = UNSET
+
+    @classmethod
+    def of(cls, history: ModelHistory) -> LoadTimes:
+        return cls(
+            count=history.loads,
+            failures=history.failures,
+            last_seconds=_rounded(history.last_load_seconds),
+            mean_seconds=_rounded(history.mean_load_seconds),
+            max_seconds=_rounded(history.max_load_seconds),
+            last_failure=present(history.last_failure),
+            last_failure_at=present(history.last_failure_at),
+        )
+
+
+def _rounded(value: float | None) -> float | UnsetType:
+    return UNSET if value is None else round(value, 3)
+
+
 class ModelStatusResponse(msgspec.Struct, kw_only=True):
-    """A model in memory, on its way there, or failed to get there."""
+    """A version of a model: where it stands between disk and clients, and what it went through.
+
+    Memory is MB. `request_count` counts since it was loaded, hits and misses since the service
+    began.
+    """
 
     model_id: Id
     version: Version
@@ -329,10 +135,44 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
     last_used_at: datetime | UnsetType = UNSET
     load_seconds: float | UnsetType = UNSET
     process_id: int | UnsetType = UNSET
+    gpu_vram_mb: float | UnsetType = UNSET
+    waiting_requests: Annotated[
+        int, Meta(description="Requests that wait for its load, or for their turn.")
+    ] = 0
+    estimated_memory_mb: Annotated[
+        float | UnsetType, Meta(description="What a load reserves of the budget.")
+    ] = UNSET
+    measured_memory_mb: Annotated[
+        float | UnsetType, Meta(description="Its processes' memory, when last looked at.")
+    ] = UNSET
+    memory_source: Annotated[
+        Literal["measured", "last_measured", "declared", "estimated"] | UnsetType,
+        Meta(
+            description="Where `memory_usage_mb`, or `estimated_memory_mb` of a model that is not "
+            "in memory, comes from: measured now, at an earlier load, declared at registration, or "
+            "estimated from its files."
+        ),
+    ] = UNSET
+    state_since: datetime | UnsetType = UNSET
     keep_loaded: bool = False
+    cache_hits: Annotated[int, Meta(description="Requests that found it loaded.")] = 0
+    cache_misses: Annotated[int, Meta(description="Requests that did not.")] = 0
+    coalesced_requests: Annotated[
+        int, Meta(description="Of these, those that joined a load others had asked for.")
+    ] = 0
+    evictions: int = 0
+    unhealthy_count: Annotated[
+        int, Meta(description="How often it was taken out of service and loaded afresh.")
+    ] = 0
+    last_unload_reason: str | UnsetType = UNSET
+    loads: LoadTimes | UnsetType = UNSET
+    retry_at: Annotated[
+        datetime | UnsetType, Meta(description="When a failed model may be tried again.")
+    ] = UNSET
 
     @classmethod
     def of(cls, view: ResidentView) -> ModelStatusResponse:
+        history = view.history
         return cls(
             model_id=view.model_id,
             version=view.version,
@@ -353,7 +193,21 @@ class ModelStatusResponse(msgspec.Struct, kw_only=True):
             last_used_at=present(view.last_used_at),
             load_seconds=present(view.load_seconds),
             process_id=present(view.process_id),
+            gpu_vram_mb=UNSET if view.gpu_mb is None else round(view.gpu_mb, 1),
+            waiting_requests=view.waiting_requests,
+            estimated_memory_mb=round(view.estimated_mb, 1),
+            measured_memory_mb=round(view.memory_mb, 1) if view.measured else UNSET,
+            memory_source=view.memory_source,  # type: ignore[arg-type]
+            state_since=present(history.since),
             keep_loaded=view.keep_loaded,
+            cache_hits=view.hits,
+            cache_misses=view.misses,
+            coalesced_requests=view.coalesced,
+            evictions=history.evictions,
+            unhealthy_count=history.unhealthy,
+            last_unload_reason=present(history.last_unload_reason),
+            loads=LoadTimes.of(history),
+            retry_at=present(view.retry_at),
         )
 
 
@@ -428,15 +282,94 @@ class GpuStatus(msgspec.Struct, kw_only=True):
 
 
 class TritonStatus(msgspec.Struct, kw_only=True):
+    """`restarts` since the service began; `since` is when it was last lost or came back."""
+
     state: Literal["stopped", "starting", "ready", "lost"]
     kind: Literal["embedded", "external"]
     grpc_url: str
     http_url: str
+    restarts: int = 0
+    since: datetime | UnsetType = UNSET
+    process_id: int | UnsetType = UNSET
 
 
 class ModelCounts(msgspec.Struct, kw_only=True):
     registered: int
     ready: int
+
+
+class QueueDepth(msgspec.Struct, kw_only=True):
+    """Requests that wait for a model to be loaded, by priority."""
+
+    critical_priority: int = 0
+    high_priority: int = 0
+    medium_priority: int = 0
+    low_priority: int = 0
+
+    @classmethod
+    def of(cls, waiting: Iterable[WaitingView]) -> QueueDepth:
+        found = Counter(view.priority for view in waiting)
+        return cls(
+            critical_priority=found[1],
+            high_priority=found[2],
+            medium_priority=found[3],
+            low_priority=found[4],
+        )
+
+
+class BudgetStatus(msgspec.Struct, kw_only=True):
+    """Memory for models, in MB, and places for them.
+
+    Attributes:
+        used_mb: what counts against the budget: measured, reserved, or being freed.
+        reserved_mb: the part of it that belongs to models that are being loaded.
+        leaving_mb: the part of it that is being freed.
+    """
+
+    budget_mb: float
+    used_mb: float
+    reserved_mb: float
+    leaving_mb: float
+    free_mb: float
+    models: int
+    max_models: int
+
+
+class WaitingRequest(msgspec.Struct, kw_only=True):
+    """`priority` is 1 (critical) to 4 (low)."""
+
+    model_id: Id
+    version: Version
+    priority: int
+    waits_for: Literal[
+        "load", "room", "unload", "healing", "version_switch", "turn", "retry", "triton"
+    ]
+    waited_seconds: float
+
+    @classmethod
+    def of(cls, view: WaitingView) -> WaitingRequest:
+        return cls(**msgspec.structs.asdict(view))
+
+
+class LifecycleResponse(msgspec.Struct, kw_only=True):
+    """What the lifecycle manager sees.
+
+    Attributes:
+        waiting: requests that wait for a load, in the order of their turn; at most 100 of
+            `waiting_count`.
+        last_event: `sequence` of the newest event: follow the events from here.
+    """
+
+    time: datetime
+    uptime_seconds: float
+    device: str
+    memory: BudgetStatus
+    triton: TritonStatus
+    models: list[ModelStatusResponse]
+    waiting: list[WaitingRequest]
+    waiting_count: int
+    queue_depth: QueueDepth
+    last_event: int
 
 
 class SystemStatus(msgspec.Struct, kw_only=True):
@@ -447,6 +380,7 @@ class SystemStatus(msgspec.Struct, kw_only=True):
     triton: TritonStatus
     loaded_models: list[ModelStatusResponse]
     models: ModelCounts
+    queue_depth: QueueDepth
 
 
 class Alive(msgspec.Struct, kw_only=True):

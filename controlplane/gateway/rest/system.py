@@ -21,6 +21,7 @@ from controlplane.gateway.rest.schemas import (
     ModelHealth,
     ModelsHealth,
     ModelStatusResponse,
+    QueueDepth,
     Readiness,
     SystemStatus,
     TritonStatus,
@@ -42,12 +43,10 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 @get("/api/v1/status", operation_id="getStatus", summary="State of the service", tags=_SYSTEM)
 async def status(services: GivenServices) -> SystemStatus:
     """Memory, GPUs, Triton and the loaded models."""
-    endpoints = services.server.endpoints
     gpus = _gpu_devices()
-    external = services.settings.triton_grpc_url is not None
     return SystemStatus(
         version=services.version,
-        uptime_seconds=_uptime(services),
+        uptime_seconds=uptime(services),
         memory=MemoryStatus(
             total_mb=machine_memory_mb(),
             used_mb=round(services.scheduler.used_mb, 1),
@@ -55,17 +54,28 @@ async def status(services: GivenServices) -> SystemStatus:
             threshold_mb=services.scheduler.budget_mb,
         ),
         gpu=GpuStatus(available=bool(gpus), devices=gpus),
-        triton=TritonStatus(
-            state=services.server.state,
-            kind="external" if external else "embedded",
-            grpc_url=endpoints.grpc_url,
-            http_url=endpoints.http_url,
-        ),
+        triton=triton_status(services),
         loaded_models=[ModelStatusResponse.of(view) for view in services.scheduler.loaded()],
         models=ModelCounts(
             registered=services.store.list(page_size=1).total_items,
             ready=services.store.list(status="ready", page_size=1).total_items,
         ),
+        queue_depth=QueueDepth.of(services.scheduler.waiting()),
+    )
+
+
+def triton_status(services: Services) -> TritonStatus:
+    """Where Triton listens and how it is."""
+    endpoints, history = services.server.endpoints, services.scheduler.history
+    external = services.settings.triton_grpc_url is not None
+    return TritonStatus(
+        state=services.server.state,
+        kind="external" if external else "embedded",
+        grpc_url=endpoints.grpc_url,
+        http_url=endpoints.http_url,
+        restarts=history.server_restarts,
+        since=present(history.server_since),
+        process_id=present(services.server.pid),
     )
 
 
@@ -106,7 +116,7 @@ async def health(services: GivenServices) -> Health:
     return Health(
         status="ok" if well else "degraded",
         version=services.version,
-        uptime_seconds=_uptime(services),
+        uptime_seconds=uptime(services),
         models_loaded=len(loaded),
     )
 
@@ -159,7 +169,8 @@ async def models_health(services: GivenServices) -> ModelsHealth:
 ROUTES = [status, settings, metrics, metrics_below_the_base, health, live, ready, models_health]
 
 
-def _uptime(services: Services) -> float:
+def uptime(services: Services) -> float:
+    """Seconds since the service's start."""
     return round(time.monotonic() - services.started_at, 3)
 
 

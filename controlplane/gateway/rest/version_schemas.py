@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from controlplane.gateway.rest.schemas import (
-    Id,
-    Json,
-    Request,
-    Requirements,
-    Version,
-    present,
-    without_nulls,
-)
+from controlplane.gateway.rest.model_schemas import Requirements
+from controlplane.gateway.rest.operation_schemas import OperationResponse
+from controlplane.gateway.rest.schemas import Id, Json, Request, Version, present, without_nulls
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -144,13 +138,14 @@ class UpgradeRequest(Request):
 
 
 class UpgradeAccepted(msgspec.Struct, kw_only=True):
-    """`version` is being installed, or is; it is current when it has been made so."""
+    """`version` is being installed by `operation`, or is; it is current when made so."""
 
     model_id: Id
     version: Version
     previous_version: Version
     status: str
     up_to_date: bool
+    operation: OperationResponse | UnsetType = UNSET
 
 
 class UpdateInfo(msgspec.Struct, kw_only=True):

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from litestar import delete, get, post, put
 from litestar.params import FromPath, JSONBody, QueryParameter
+from msgspec import UNSET, UnsetType
 
+from controlplane.gateway.rest.model_schemas import ModelResponse
 from controlplane.gateway.rest.models import model_name
+from controlplane.gateway.rest.operation_schemas import OperationResponse
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import ModelResponse
 from controlplane.gateway.rest.version_schemas import (
     AddVersionRequest,
     UpdateInfo,
@@ -181,14 +183,17 @@ async def upgrade(
     previous = store.get(model_name(org, repo))
     chosen = await choose_upgrade(store, previous.model_id, data.version if data else None)
     target = chosen or previous.current
+    operation: OperationResponse | UnsetType = UNSET
     if chosen is not None:
-        services.installer.request(previous.model_id, chosen.version)
+        begun = services.installer.install(previous.model_id, chosen.version)
+        operation = OperationResponse.of(begun)
     return UpgradeAccepted(
         model_id=previous.model_id,
         version=target.version,
         previous_version=previous.current_version,
         status=store.version(previous.model_id, target.version).status.value,
         up_to_date=target.version == previous.current_version,
+        operation=operation,
     )
 
 

@@ -28,7 +28,7 @@ VERSION_STATUS_FAILED: VersionStatus
 VERSION_STATUS_EXPORTING: VersionStatus
 
 class Model(_message.Message):
-    __slots__ = ("model_id", "version", "task_type", "resource_requirements", "created_at", "updated_at", "display_name", "description", "status", "config", "id", "catalog_id", "versions", "source_url", "custom_params", "version_number", "pinned")
+    __slots__ = ("model_id", "version", "task_type", "resource_requirements", "created_at", "updated_at", "display_name", "description", "status", "config", "id", "catalog_id", "versions", "source_url", "custom_params", "version_number", "pinned", "keep_loaded", "idle_ttl")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,8 @@ class Model(_message.Message):
     CUSTOM_PARAMS_FIELD_NUMBER: _ClassVar[int]
     VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LOADED_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TTL_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     task_type: _common_pb2.TaskType
@@ -63,7 +65,9 @@ class Model(_message.Message):
     custom_params: _struct_pb2.Struct
     version_number: int
     pinned: bool
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., id: _Optional[str] = ..., catalog_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., source_url: _Optional[str] = ..., custom_params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., version_number: _Optional[int] = ..., pinned: bool = ...) -> None: ...
+    keep_loaded: bool
+    idle_ttl: float
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., id: _Optional[str] = ..., catalog_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., source_url: _Optional[str] = ..., custom_params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., version_number: _Optional[int] = ..., pinned: bool = ..., keep_loaded: bool = ..., idle_ttl: _Optional[float] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("id", "model_id", "version", "checksum", "artifact_uri", "resource_requirements", "framework", "framework_version", "metadata", "created_at", "updated_at", "version_number", "status", "triton_version", "revision", "backend", "engine", "requirements_declared", "measured_memory_mb", "artefact_bytes", "artefact_checksum", "artefact", "error_message", "created_by", "trust_remote_code")
