@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -29,7 +29,7 @@ from controlplane.triton.failures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from controlplane.lifecycle.gpu import GpuMemory
     from controlplane.lifecycle.memory import MemoryUsage
@@ -191,7 +191,7 @@ class TritonEffects:
         """
         manifest = self._repository.manifest(*servable.key)
         if ready_probe.is_ready_made(manifest):
-            return await ready_probe.probe(self._client, *servable.key, manifest)
+            return await self._probe_ready_made(servable, manifest)
         expected = [tensor["name"] for tensor in manifest["outputs"]]
         started = time.perf_counter()
         try:
@@ -212,6 +212,15 @@ class TritonEffects:
         if fault is not None:
             raise LoadFailed(servable.model_id, fault)
         return (time.perf_counter() - started) * 1000
+
+    async def _probe_ready_made(self, servable: Servable, manifest: Mapping[str, Any]) -> float:
+        self.probes.begin(servable.key)
+        try:
+            return await ready_probe.probe(self._client, *servable.key, manifest)
+        except TritonTimeout as error:
+            raise NoAnswer(error.message) from error
+        finally:
+            self.probes.end(servable.key)
 
     async def measure(self, servable: Servable) -> MemoryUsage | None:
         """Memory of the model's processes; None where they cannot be seen, or are none."""

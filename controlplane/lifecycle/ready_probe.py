@@ -44,7 +44,8 @@ async def probe(
     """Find out whether a model answers; the time it took in milliseconds.
 
     Raises:
-        TritonError: it does not, in time or at all.
+        TritonTimeout: it does not in time.
+        TritonError: it does not at all.
     """
     known = manifest[READY_MADE]
     started = time.perf_counter()
@@ -91,7 +92,7 @@ async def _ask(
             sequence = SEQUENCE_ID if known["sequence"] else 0
             await client.infer(name, version, inputs, (), timeout=timeout, sequence_id=sequence)
     except TritonTimeout as error:
-        raise TritonError(f"no answer to a test inference within {timeout:g} s") from error
+        raise TritonTimeout(f"no answer to a test inference within {timeout:g} s") from error
     except (ModelFailed, RequestRejected) as error:
         if _DEAD in error.message:
             raise

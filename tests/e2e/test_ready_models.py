@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
@@ -28,8 +29,6 @@ from tests.webserver import WebServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import psutil
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
@@ -399,6 +398,13 @@ def test_a_service_killed_while_it_installs_finishes_with_the_next_start(
         running.end()
 
 
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
+
+
 @pytest.mark.parametrize("kind", ["echo", "repeat"])
 def test_a_model_whose_process_is_killed_comes_back(
     service: Service, tmp_path: Path, kind: str
@@ -412,7 +418,7 @@ def test_a_model_whose_process_is_killed_comes_back(
 
     def stubs() -> list[psutil.Process]:
         name = model_id.replace("/", "--")
-        return [p for p in service.family() if any(name in part for part in p.cmdline())]
+        return [process for process in service.family() if name in command_line(process)]
 
     load()
     (old,) = stubs()
