@@ -113,10 +113,14 @@ class Watch(Generic[T]):
 
         console = _console()
         frame = Frame(console, self._view, value)
-        with Live(frame, console=console, screen=True, auto_refresh=False) as live:
+        live = Live(frame, console=console, screen=True, auto_refresh=False)
+        try:  # not `with`: Ctrl-C during the start, too, must give the terminal its screen back
+            live.start(refresh=True)
             for found, why in self._readings():
                 frame.update(found, why)
                 live.refresh()
+        finally:
+            live.stop()
 
     def _readings(self) -> Iterator[tuple[T | None, str]]:
         due = time.monotonic()
