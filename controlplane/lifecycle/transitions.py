@@ -348,7 +348,7 @@ def _clear(resident: Resident) -> None:
 
 
 def _is_tried_again(resident: Resident, error: ModelMoraError) -> bool:
-    """True when the waiters of a failed load stay in line for another attempt, after the backoff."""
+    """True when the waiters of a failed load stay in line for another attempt."""
     interrupted = isinstance(error, LoadInterrupted) and not resident.switching
     return interrupted and bool(resident.waiters) and resident.attempts <= BACKOFF_ATTEMPTS
 
