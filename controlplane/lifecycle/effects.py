@@ -127,6 +127,7 @@ class TritonEffects:
             await self._client.load(name, config, timeout=timeout)
             self._unloading.note_process(servable.key)
             response_time_ms = await self.probe(servable)
+            self._unloading.check_process(servable.key)
         except TritonTimeout as error:
             # A stub that cannot start leaves Triton's load hanging for ever (server#6536).
             self._server.kill_stubs(name, number)

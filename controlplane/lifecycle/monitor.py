@@ -150,7 +150,7 @@ class Monitor:
     async def _check(self, resident: Resident) -> None:
         computing = self._effects.is_computing(resident.servable)
         epoch = (resident.epoch, resident.loaded_clock)
-        hangs = False
+        hangs = dead = False
         try:
             response_time_ms = await self._effects.probe(resident.servable)
         except (TritonError, ModelMoraError) as error:
@@ -159,10 +159,14 @@ class Monitor:
             else:
                 status = health.after_failure(resident.health, events.utc_now(), str(error))
                 hangs = isinstance(error, NoAnswer | StubUnhealthy)
+                process = self._effects.process_of(resident.servable)
+                dead = isinstance(error, StubUnhealthy) and process is None
         else:
             self._busy_since.pop(resident, None)
             status = health.after_success(events.utc_now(), response_time_ms)
         if epoch == (resident.epoch, resident.loaded_clock):  # else it left while we asked
+            if dead:  # Triton says so, and nothing is to be seen of it: no need to ask thrice
+                self._scheduler.declare_unhealthy(resident, status.error_message or "it is dead")
             self._judge(resident, status, hangs=hangs)
 
     def _may_be_busy(self, resident: Resident) -> bool:

@@ -10,7 +10,7 @@ import structlog
 
 from controlplane.errors import ServiceUnavailable
 from controlplane.lifecycle import memory
-from controlplane.triton.failures import TritonError
+from controlplane.triton.failures import StubUnhealthy, TritonError
 
 if TYPE_CHECKING:
     from controlplane.registry.repository import ModelRepository
@@ -46,6 +46,15 @@ class Unloading:
         """A load has gone well: see whether the version has a process, while it surely lives."""
         if self._server.stub_pids(*key):
             self._with_process.add(key)
+
+    def check_process(self, key: Key) -> None:
+        """Check that the process that `note_process` saw is still there.
+
+        Raises:
+            StubUnhealthy: it is gone.
+        """
+        if key in self._with_process and not self._server.stub_pids(*key):
+            raise StubUnhealthy("its process died right after its test inference")
 
     async def unload(self, name: str, number: int, timeout: float) -> None:
         """Return when Triton has unloaded the version, or never will, and its memory is back.
