@@ -508,6 +508,9 @@ class LoadFailed(ModelMoraError):
 class LoadInterrupted(LoadFailed):
     """The model's process died while it was loaded: the next attempt may go well."""
 
+    code = "LOAD_INTERRUPTED"
+    retry_after = 5.0
+
 
 class ModelUnhealthy(ModelMoraError):
     code = "MODEL_UNHEALTHY"

@@ -25,6 +25,8 @@ from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.observability.metrics import Metrics
 from controlplane.registry.model import NewModel
+from controlplane.registry.operation_store import OperationStore
+from controlplane.registry.operations import Operations
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from tests.locks import lock_services
@@ -61,6 +63,9 @@ class PlainEffects:
 
 class IdleInstaller:
     """An installer that never has anything to do."""
+
+    def __init__(self, store: ModelStore) -> None:
+        self.operations = Operations(OperationStore(store.db))
 
     def progress(self, model_id: str) -> None:
         return None
@@ -125,7 +130,7 @@ async def running_gateway(
     effects = PlainEffects(client)
     scheduler = Scheduler(effects, bus, budget_mb=10_000, max_models=10, load_timeout=30)
     chosen = Settings(**({"request_timeout": 20.0} | settings))
-    installer = IdleInstaller()
+    installer = IdleInstaller(store)
     services = Services(
         settings=chosen,
         store=store,

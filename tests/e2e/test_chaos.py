@@ -8,6 +8,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -141,16 +142,19 @@ def names() -> list[str]:
 def service(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> Iterator[Service]:
     """A running server with all models installed and a budget for five of them."""
     home = tmp_path_factory.mktemp("chaos")
-    service = Service(home / "own").start()
-    try:
+    service = Service(home / "own", MAX_MODELS=str(MODELS)).start()
+
+    def measured(name: str) -> float:
         with service.client() as client:
-            for name in names:
-                client.install(name, source_url=model_folder(home, name).as_uri(), timeout=60)
-            # Once each, so that the budget is held against measurements, not estimates.
-            sizes = [client.load(name).memory_usage_mb for name in names]
+            client.install(name, source_url=model_folder(home, name).as_uri(), timeout=60)
+            # So that the budget is held against measurements, not estimates.
+            return client.load(name).memory_usage_mb
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            sizes = list(pool.map(measured, names))
         service.stop()
         service.settings["MAX_MEMORY_MB"] = str(round(max(sizes) * (ROOM + 0.4)))
-        service.settings["MAX_MODELS"] = str(MODELS)
         yield service.start()
     finally:
         service.end()
@@ -265,8 +269,8 @@ def proportional_set_mb(process: psutil.Process) -> float:
 
 def everybody_answers(service: Service, names: list[str]) -> None:
     client = GrpcClient(service.grpc_url, Record(), threading.Event(), lambda: "", 99)
-    for name in names:
-        assert client.ask(name, name) == name
+    with ThreadPoolExecutor(ROOM) as pool:
+        assert list(pool.map(lambda name: client.ask(name, name), names)) == names
 
 
 def report(service: Service, record: Record) -> None:

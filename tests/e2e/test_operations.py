@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from controlplane.cli.main import run
-from controlplane.client_types import ServerUnreachable
+from controlplane.client_types import ModelMoraApiError, ServerUnreachable
 from tests.models import tiny_bert
 from tests.service import Service
 
@@ -49,7 +49,7 @@ def test_a_watched_server_stops_at_once_and_the_next_one_finishes_the_work(
             if state.phase == "exporting":
                 began.set()
 
-        with own.client() as client, pytest.raises(ServerUnreachable):
+        with own.client() as client, pytest.raises((ServerUnreachable, ModelMoraApiError)):
             client.follow_operation(operation.id, note)
 
     watching = threading.Thread(target=watch)
