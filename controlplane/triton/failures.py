@@ -48,8 +48,9 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], type[TritonError]], ...] = (
     (re.compile(r"request timeout expired", re.IGNORECASE), TritonTimeout),
     (re.compile(r"exceeds maximum queue size", re.IGNORECASE), QueueFull),
     (re.compile(r"(API|protocol) is restricted", re.IGNORECASE), RequestRejected),
-    (re.compile(r"^load failed for model"), ModelFailed),
+    # Before failed loads: one whose process was killed meanwhile may go well the next time.
     (re.compile(r"stub process .* is not healthy", re.IGNORECASE), StubUnhealthy),
+    (re.compile(r"^load failed for model"), ModelFailed),
     (
         re.compile(
             r"unknown model|has no available versions|failed to poll from model repository"

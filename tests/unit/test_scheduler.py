@@ -12,12 +12,13 @@ from controlplane.errors import (
     InsufficientMemory,
     InvalidStateTransition,
     LoadFailed,
+    LoadInterrupted,
     LoadTimeout,
     ModelAlreadyLoaded,
     ModelNotLoaded,
     ServiceUnavailable,
 )
-from controlplane.lifecycle import health
+from controlplane.lifecycle import health, transitions
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.policy import Residency
 from controlplane.lifecycle.scheduler import Scheduler
@@ -222,6 +223,65 @@ async def test_a_failed_load_fails_all_its_waiters_then_backs_off() -> None:
     assert world.effects.started == ["load org/a"]
     assert world.state(A) is ModelState.FAILED
     assert world.scheduler.used_mb == 0.0
+
+
+async def load_begins(world: World, target: Servable) -> None:
+    deadline = asyncio.get_running_loop().time() + 10
+    while target.model_id not in world.effects.loads:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)
+
+
+async def fail_load(world: World, target: Servable, error: Exception) -> None:
+    await load_begins(world, target)
+    world.effects.loads.pop(target.model_id).set_exception(error)
+    await settle()
+
+
+async def test_a_load_whose_process_died_is_tried_again_for_those_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transitions, "BACKOFF_BASE", 0.005)
+    world = World()
+    first = asyncio.create_task(world.use(A))
+    await fail_load(world, A, LoadInterrupted("org/a", "killed"))
+    second = asyncio.create_task(world.use(A))  # in the backoff: in line, not refused
+    await fail_load(world, A, LoadInterrupted("org/a", "killed"))
+    await load_begins(world, A)
+    await world.effects.finish_load(A)
+    await asyncio.gather(first, second)
+    assert world.effects.started == ["load org/a"] * 3
+
+
+async def test_a_load_whose_process_always_dies_fails_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transitions, "BACKOFF_BASE", 0.005)
+    world = World()
+    task = asyncio.create_task(world.use(A))
+    for _ in range(4):
+        await fail_load(world, A, LoadInterrupted("org/a", "killed"))
+    with pytest.raises(LoadInterrupted):
+        await task
+    assert world.state(A) is ModelState.FAILED
+
+
+async def test_room_is_made_for_all_who_wait_at_a_time() -> None:
+    world = World(budget_mb=300.0)
+    others = [servable(name) for name in "xyz"]
+    for other in others:
+        await world.loaded(other)
+    tasks = [asyncio.create_task(world.use(target)) for target in (A, B)]
+    await settle()
+    assert world.effects.started[3:] == ["unload org/x", "unload org/y"]
+    # What is freed is promised to the first in line, whoever's memory it was.
+    await world.effects.finish_unload(others[1])
+    assert world.effects.started[5:] == ["load org/a"]
+    await world.effects.finish_unload(others[0])
+    assert world.effects.started[6:] == ["load org/b"]
+    for target in (A, B):
+        await world.effects.finish_load(target)
+    await asyncio.gather(*tasks)
 
 
 async def test_an_explicit_load_does_not_wait_for_the_backoff() -> None:

@@ -114,6 +114,12 @@ async def test_endless_line_is_cut() -> None:
         ("UNAVAILABLE", "This protocol is restricted, expecting header 'x'", RequestRejected),
         ("INVALID_ARGUMENT", "load failed for model 'x': RuntimeError", ModelFailed),
         ("INTERNAL", "Stub process 'x_0_0' is not healthy.", StubUnhealthy),
+        (
+            "INVALID_ARGUMENT",
+            "load failed for model 'x': version 1 is at UNAVAILABLE state: Internal: "
+            "Stub process 'x_0_0' is not healthy.;",
+            StubUnhealthy,
+        ),
         ("UNAVAILABLE", "failed to connect to all addresses", TritonUnavailable),
         ("INVALID_ARGUMENT", "unexpected shape for input", RequestRejected),
         ("UNKNOWN", "something else", ModelFailed),
