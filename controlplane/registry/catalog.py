@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from controlplane.errors import (
     ValidationFailed,
     VersionNotFound,
 )
+from controlplane.moments import from_text
 from controlplane.registry.model import (
     SHORT,
     Model,
@@ -206,6 +208,53 @@ def versions_with(db: Database, statuses: Collection[VersionStatus]) -> tuple[Mo
         db, f"{_VERSIONS} WHERE v.status IN ({marks}) {order}", [s.value for s in statuses]
     )
     return tuple(version_from(row, row["text_id"]) for row in rows)
+
+
+class ArtefactFile(msgspec.Struct, frozen=True):
+    """A file that a manifest names; its size in bytes."""
+
+    path: str
+    size: int
+
+
+class _Artefact(msgspec.Struct, frozen=True):
+    files: tuple[ArtefactFile, ...] = ()
+
+
+class ArtefactRecord(msgspec.Struct, frozen=True):
+    """What is on record of a version's artefact, and no more: it is read for all at each start."""
+
+    model_id: str
+    version: str
+    triton_name: str
+    triton_version: int
+    status: VersionStatus
+    updated_at: datetime
+    files: tuple[ArtefactFile, ...]
+
+
+def artefact_records(db: Database) -> list[ArtefactRecord]:
+    """All versions that have been published once, by model id."""
+    sql = (
+        "SELECT m.model_id, v.version, v.triton_version, v.status, v.updated_at, v.artefact"
+        " FROM model_version AS v JOIN model AS m ON m.id = v.model_id"
+        " WHERE v.artefact IS NOT NULL AND v.status IN ('ready', 'failed')"
+        " ORDER BY m.model_id, v.triton_version"
+    )
+    statuses = {status.value: status for status in VersionStatus}
+    read = msgspec.json.Decoder(_Artefact).decode
+    return [
+        ArtefactRecord(
+            model_id,
+            version,
+            _triton_name(model_id),
+            number,
+            statuses[status],
+            from_text(updated_at),
+            read(artefact).files,
+        )
+        for model_id, version, number, status, updated_at, artefact in db.execute(sql)
+    ]
 
 
 def version_by_id(db: Database, version_id: str) -> ModelVersion | None:

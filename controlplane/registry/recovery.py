@@ -15,11 +15,12 @@ import structlog
 
 from controlplane.errors import InvalidModelId
 from controlplane.registry.blobs import BlobCache
-from controlplane.registry.model import ModelId, ModelVersion, VersionStatus
+from controlplane.registry.model import ModelId, VersionStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from controlplane.registry.catalog import ArtefactRecord
     from controlplane.registry.repository import ModelRepository
     from controlplane.registry.store import ModelStore
 
@@ -48,9 +49,8 @@ def recover(store: ModelStore, repository: ModelRepository, downloads: Path) -> 
     began, record = time.time_ns(), downloads.with_name("recovered.json")
     known_until = _read_record(record, repository)
     repository.sweep(known_until)
-    for version in store.versions_with({VersionStatus.READY, VersionStatus.FAILED}):
-        if version.artefact is not None:
-            _compare(store, version, whole=_is_whole(repository, version, known_until))
+    for found in store.artefact_records():
+        _compare(store, found, whole=_is_whole(store, repository, found, known_until))
     keys = store.version_keys()
     ready = {(name, number) for name, number, status in keys if status is VersionStatus.READY}
     _sweep_repository(repository, ready)
@@ -77,17 +77,19 @@ def _write_record(record: Path, repository: ModelRepository, began: int) -> None
         log.warning("the record of the start cannot be written", error=str(error))
 
 
-def _compare(store: ModelStore, version: ModelVersion, *, whole: bool) -> None:
+def _compare(store: ModelStore, version: ArtefactRecord, *, whole: bool) -> None:
     if version.status is VersionStatus.READY and not whole:
         log.error("artefact is missing", model_id=version.model_id, version=version.version)
         store.set_status(version.model_id, version.version, VersionStatus.FAILED, MISSING)
-    elif version.status is VersionStatus.FAILED and version.artefact is not None and whole:
+    elif version.status is VersionStatus.FAILED and whole:
         # It was missing at an earlier start: a volume not mounted, another folder by mistake.
         log.info("artefact is there again", model_id=version.model_id, version=version.version)
         store.set_status(version.model_id, version.version, VersionStatus.READY)
 
 
-def _is_whole(repository: ModelRepository, version: ModelVersion, known_until: int) -> bool:
+def _is_whole(
+    store: ModelStore, repository: ModelRepository, version: ArtefactRecord, known_until: int
+) -> bool:
     """True when the recorded artefact is there, every file with its size."""
     name, number = version.triton_name, version.triton_version
     folder = f"{repository.root}/{name}/{number}"
@@ -95,11 +97,10 @@ def _is_whole(repository: ModelRepository, version: ModelVersion, known_until: i
         touched = repository.changed_since(known_until, name, number)
         if touched or version.updated_at.timestamp() * 10**9 >= known_until:
             repository.load_config(name, number)
-            if repository.manifest(name, number) != version.artefact:
+            on_record = store.version(version.model_id, version.version).artefact
+            if repository.manifest(name, number) != on_record:
                 return False
-        files = (version.artefact or {}).get("files", [])
-        sizes = {entry["path"]: entry["size"] for entry in files}
-        return all(os.stat(f"{folder}/{path}").st_size == size for path, size in sizes.items())  # noqa: PTH116
+        return all(os.stat(f"{folder}/{file.path}").st_size == file.size for file in version.files)  # noqa: PTH116
     except (OSError, ValueError):
         return False
 
@@ -107,17 +108,19 @@ def _is_whole(repository: ModelRepository, version: ModelVersion, known_until: i
 def _sweep_repository(repository: ModelRepository, ready: set[tuple[str, int]]) -> None:
     if not repository.root.is_dir():
         return
-    for home in sorted(repository.root.glob("*--*")):
-        for number in repository.versions(home.name):
-            if (home.name, number) in ready:
+    # Names, not Path objects: there may be ten thousand.
+    homes = sorted(name for name in os.listdir(repository.root) if "--" in name)  # noqa: PTH208
+    for name in homes:
+        for number in repository.versions(name):
+            if (name, number) in ready:
                 continue
             try:
-                model_id = ModelId.from_any_spelling(home.name)
-                ours = repository.manifest(home.name, number)["model_id"] == str(model_id)
+                model_id = ModelId.from_any_spelling(name)
+                ours = repository.manifest(name, number)["model_id"] == str(model_id)
             except (InvalidModelId, OSError, ValueError, KeyError):
                 ours = False
             if ours:  # else it is somebody's own Triton model
-                log.info("removing orphan artefact", name=home.name, number=number)
+                log.info("removing orphan artefact", name=name, number=number)
                 repository.remove_version(model_id, number)
 
 

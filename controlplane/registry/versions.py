@@ -39,7 +39,7 @@ from controlplane.registry.retired import check_reuse, next_triton_version, reti
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlite_utils import Database
 
@@ -74,9 +74,9 @@ class VersionStore:
         """All versions of all models, by model id."""
         return catalog.every_version(self._db)
 
-    def versions_with(self, statuses: Collection[VersionStatus]) -> tuple[ModelVersion, ...]:
-        """All versions in one of these states, by model id."""
-        return catalog.versions_with(self._db, statuses)
+    def artefact_records(self) -> list[catalog.ArtefactRecord]:
+        """What is on record of all artefacts that have been published."""
+        return catalog.artefact_records(self._db)
 
     def version_keys(self) -> list[tuple[str, int, VersionStatus]]:
         """Triton name, Triton number and status of all versions."""
