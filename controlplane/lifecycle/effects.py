@@ -49,6 +49,12 @@ class NoAnswer(TritonError):
     """A test inference got no answer: the model hangs, or is busy."""
 
 
+# During a load it is looked this often whether the model's process lives. Triton itself notices a
+# death within a second or two, or never.
+LOOK_EVERY = 0.2
+LOOKS_WITHOUT_PROCESS = 25
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """Outcome of a load; memory is None where it cannot be seen."""
 
@@ -124,7 +130,7 @@ class TritonEffects:
             before = await self._growth.begin()
             beside = await self._client.ready_versions(name) - {number}
             config = self._repository.load_config(name, number, *sorted(beside))
-            await self._client.load(name, config, timeout=timeout)
+            await self._call_load(servable, config, timeout)
             self._unloading.note_process(servable.key)
             response_time_ms = await self.probe(servable)
             self._unloading.check_process(servable.key)
@@ -153,6 +159,29 @@ class TritonEffects:
             seconds=time.monotonic() - started,
             response_time_ms=response_time_ms,
         )
+
+    async def _call_load(self, servable: Servable, config: str, timeout: float) -> None:
+        """Have Triton load it, but do not wait for what will never come.
+
+        Seen on 2.51: when a model's process is killed at an unlucky moment of its start, the call
+        does not return, and only a fresh server can load that model again.
+        """
+        name = servable.triton_name
+        loading = asyncio.ensure_future(self._client.load(name, config, timeout=timeout))
+        seen, looks_without = False, 0
+        try:
+            while not loading.done():
+                await asyncio.wait({loading}, timeout=LOOK_EVERY)
+                alive = bool(self._server.stub_pids(*servable.key))
+                seen = seen or alive
+                looks_without = looks_without + 1 if seen and not alive else 0
+                if looks_without >= LOOKS_WITHOUT_PROCESS and not loading.done():
+                    log.error("Triton hangs in the load of a dead process", model=name)
+                    self._server.kill()
+                    raise TritonUnavailable(f"it did not notice that the process of {name} died")
+            loading.result()
+        finally:
+            loading.cancel()
 
     async def unload(self, servable: Servable, timeout: float) -> None:
         """Unload and wait until the model's processes have ended and their memory is back.
