@@ -53,6 +53,8 @@ class NoAnswer(TritonError):
 # death within a second or two, or never.
 LOOK_EVERY = 0.2
 LOOKS_WITHOUT_PROCESS = 25
+# So many loads Triton does at a time on the smallest machine; others wait without a process.
+TRITON_LOADS = 4
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -90,6 +92,7 @@ class TritonEffects:
             on_load: told what each load was measured to take.
         """
         self._client = client
+        self._loads = 0  # calls to load under way
         self._server = server
         self._repository = repository
         self._gpus = gpus
@@ -169,19 +172,28 @@ class TritonEffects:
         name = servable.triton_name
         loading = asyncio.ensure_future(self._client.load(name, config, timeout=timeout))
         seen, looks_without = False, 0
+        self._loads += 1
         try:
             while not loading.done():
                 await asyncio.wait({loading}, timeout=LOOK_EVERY)
                 alive = bool(self._server.stub_pids(*servable.key))
                 seen = seen or alive
-                looks_without = looks_without + 1 if seen and not alive else 0
-                if looks_without >= LOOKS_WITHOUT_PROCESS and not loading.done():
+                looks_without = 0 if alive else looks_without + 1
+                limit = LOOKS_WITHOUT_PROCESS * (1 if seen else 2)
+                expected = seen or self._process_is_due(config)
+                if expected and looks_without >= limit and not loading.done():
                     log.error("Triton hangs in the load of a dead process", model=name)
                     self._server.kill()
                     raise TritonUnavailable(f"it did not notice that the process of {name} died")
             loading.result()
         finally:
+            self._loads -= 1
             loading.cancel()
+
+    def _process_is_due(self, config: str) -> bool:
+        """True when a load must have started its process by now."""
+        ours = self._server.pid is not None
+        return ours and self._loads < TRITON_LOADS and "EXECUTION_ENV_PATH" not in config
 
     async def unload(self, servable: Servable, timeout: float) -> None:
         """Unload and wait until the model's processes have ended and their memory is back.

@@ -29,7 +29,7 @@ class HangingTriton:
 class Processes:
     """A server that shows these processes of a model, the last ones for ever."""
 
-    pid = None
+    pid: int | None = None
 
     def __init__(self, shown: Sequence[list[int]]) -> None:
         self.shown = list(shown)
@@ -63,6 +63,14 @@ async def test_a_load_whose_process_died_unnoticed_ends_with_the_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target, server = loading([[], [7], []], monkeypatch)
+    with pytest.raises(ServiceUnavailable):
+        await asyncio.wait_for(target.load(servable("a"), 30.0), 10)
+    assert server.killed
+
+
+async def test_a_process_that_died_before_it_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, server = loading([[]], monkeypatch)
+    server.pid = 1  # ours: without a process there is no load
     with pytest.raises(ServiceUnavailable):
         await asyncio.wait_for(target.load(servable("a"), 30.0), 10)
     assert server.killed
