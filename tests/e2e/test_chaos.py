@@ -7,6 +7,7 @@ import signal
 import statistics
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Record:
         )
 
 
-class Client(threading.Thread):
+class Client(threading.Thread, ABC):
     """Asks for one model after the other, as fast as it is answered."""
 
     def __init__(
@@ -97,8 +98,9 @@ class Client(threading.Thread):
                 failure = "" if answer == self._text else f"another's answer: {answer}"
             self._record.requests.append(Request(model, began, time.monotonic(), failure))
 
+    @abstractmethod
     def ask(self, model: str, text: str) -> str:
-        raise NotImplementedError
+        """What the model answers to the text."""
 
 
 class GrpcClient(Client):

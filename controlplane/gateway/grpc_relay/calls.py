@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import structlog
@@ -29,7 +30,7 @@ access = structlog.get_logger("modelmora.access")
 _MAX_LOCAL = 1024 * 1024  # bytes of a message that is read whole
 
 
-class Call:
+class Call(ABC):
     """One call; owner of the client's stream.
 
     Attributes:
@@ -92,10 +93,12 @@ class Call:
     # -- what comes in -----------------------------------------------------------------------
 
     def on_headers(self, stream: Stream, block: Block, *, end: bool) -> None:
-        raise NotImplementedError  # clients' headers begin a call; see server.py
+        """Headers of Triton's answer come to relayed calls only; a client's begin a call."""
+        raise RuntimeError(f"headers came for {self.head.method}, which is not relayed")
 
+    @abstractmethod
     def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None:
-        raise NotImplementedError
+        """Bytes of messages have come in."""
 
     def on_drained(self, stream: Stream) -> None:
         """The client has taken what was queued for it."""

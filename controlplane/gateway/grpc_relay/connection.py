@@ -7,6 +7,7 @@ else. `server.py` and `upstream.py` add what the two ends do differently.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -35,7 +36,7 @@ _IDLE_BURST, _IDLE_RATE = 10_000, 1_000.0
 _MAX_UNREAD = 64 * 1024 * 1024
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """Frames and flow control of either end.
 
     Attributes:
@@ -81,20 +82,20 @@ class Connection(asyncio.Protocol):
 
     # -- what an end of the connection adds --------------------------------------------------
 
+    @abstractmethod
     def on_block(self, stream_id: int, block: Block, *, end: bool) -> None:
         """Headers or trailers have come in."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_goaway(self, last_stream: int) -> None:
         """The peer takes no more streams than up to `last_stream`."""
-        raise NotImplementedError
 
     def on_stream_ended(self) -> None:
         """One stream less."""
 
+    @abstractmethod
     def is_idle_stream(self, stream_id: int) -> bool:
         """True for a stream that has not begun: frames on it are an error, on old ones not."""
-        raise NotImplementedError
 
     # -- transport ---------------------------------------------------------------------------
 
