@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -107,6 +108,8 @@ class Application:
         http_socket = self._listen(settings.host, settings.port, "port")
         self.http_port = http_socket.getsockname()[1]
         self._check_free(settings.host, settings.grpc_port, "grpc_port")
+        server = self._triton()
+        await server.begin()  # it comes up while the registry is looked through, and loads nothing
         bus = EventBus()
         db = open_db(settings.database)
         self._exit.callback(db.close)
@@ -115,7 +118,7 @@ class Application:
         repository = ModelRepository(settings.model_repository)
         installer = Installer(store, repository, settings)
         installer.recover()
-        server = await self._start_triton()
+        await server.start()
         client = TritonClient(server.endpoints)
         self._exit.push_async_callback(client.close)
         self._exit.push_async_callback(installer.close)
@@ -193,7 +196,7 @@ class Application:
             except OSError as error:
                 raise _port_error(host, port, key, error) from error
 
-    async def _start_triton(self) -> TritonServer:
+    def _triton(self) -> TritonServer:
         server: TritonServer
         if self.settings.triton_grpc_url:
             server = ExternalTriton(
@@ -210,7 +213,6 @@ class Application:
             )
         self._server = server
         self._exit.push_async_callback(server.stop)
-        await server.start()
         return server
 
     def _lock_operations(
@@ -378,6 +380,8 @@ async def _serve(settings: Settings) -> int:
         await asyncio.gather(starting, return_exceptions=True)
         return 0
     await starting
+    gc.freeze()  # what a start made stays: no need to look through it again and again
+    gc.enable()
     await stopping
     await application.stop()
     return 0
