@@ -620,6 +620,28 @@ class BackupExists(ModelMoraError):
         super().__init__(f"There is a file {path} already; choose another name.", path=path)
 
 
+class DatabaseUnusable(ModelMoraError):
+    """The database was damaged, replaced or removed under the running server.
+
+    Attributes:
+        what: how it is, as a phrase: "was removed".
+        remedy: what to do.
+    """
+
+    code = "DATABASE_UNUSABLE"
+
+    def __init__(self, path: str, what: str, rescued: str | None = None) -> None:
+        """`rescued`: a backup of what it held until then."""
+        self.what = what
+        self.remedy = f"Stop the server, then: modelmora db restore {rescued or 'BACKUP'}"
+        super().__init__(
+            f"The database{path and ' ' + path} {what} while ModelMora runs. Models in memory are "
+            f"served on. {self.remedy}",
+            path=path or None,
+            rescued=rescued,
+        )
+
+
 class StartupError(ModelMoraError):
     """The service cannot start; the message says what to do. Shown as one line on the CLI."""
 
