@@ -291,6 +291,22 @@ class InsufficientDisk(ModelMoraError):
         )
 
 
+class SourceBeingRead(ModelMoraError):
+    """An archive that tells the model's task has not come whole yet; its download goes on."""
+
+    code = "SOURCE_BEING_READ"
+    retry_after = 1.0
+
+    def __init__(self, model_id: str, progress: str, fraction: float | None) -> None:
+        super().__init__(
+            f"The source of {model_id} is still being downloaded, since its task is read from it "
+            f"({progress}). Send the same request again, or name the task.",
+            model_id=model_id,
+            progress=progress,
+            fraction=fraction,
+        )
+
+
 class OperationNotFound(ModelMoraError):
     code = "OPERATION_NOT_FOUND"
 

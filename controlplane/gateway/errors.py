@@ -124,6 +124,7 @@ HTTP_STATUS: dict[type[Exception], int] = {
     e.LoadTimeout: 504,
     e.LoadInterrupted: 503,
     e.InferenceTimeout: 504,
+    e.SourceBeingRead: 503,
     e.DatabaseUnusable: 503,
     e.InsufficientDisk: 507,
     UnknownRoute: 404,
