@@ -48,6 +48,22 @@ def _timed(client: ModelMoraClient) -> float:
     return time.perf_counter() - begun
 
 
+def pressure(repeats: int) -> list[list[object]]:
+    """Two models with room for one: each request evicts the other's and loads its own; rows."""
+    other = "benchmarks/another"
+    running = setting.running_service(install=False, MAX_MODELS="1")
+    with running as service, service.client() as client:
+        for model in (setting.MODEL, other):
+            client.install(model, source_url=setting.SOURCE.as_uri(), timeout=600)
+            client.embed(model, "first")
+        taken = []
+        for _ in range(repeats):
+            client.embed(other, "takes the room")
+            taken.append(_timed(client))
+    found = f"{statistics.median(taken):.2f} s, worst {max(taken):.2f} s"
+    return [["eviction of another, load, first answer", found, "≤ 2.5 s"]]
+
+
 def ready_seconds() -> float:
     """From the start of `modelmora serve` to a ready answer, on fresh folders."""
     begun = time.perf_counter()
@@ -110,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "≤ 5 s",
         ]
     ]
+    rows += pressure(options.repeats)
     with setting.running_service(install=False) as service, service.client() as client:
         rows += timings(client, options.repeats)
         rows += weights(service, client)

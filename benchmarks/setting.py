@@ -60,10 +60,14 @@ def mixed_texts(random: np.random.Generator, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_service(*, install: bool = True) -> Iterator[Service]:
-    """The product on free ports and fresh folders; MiniLM is installed from its local files."""
+def running_service(*, install: bool = True, **settings: str) -> Iterator[Service]:
+    """The product on free ports and fresh folders; MiniLM is installed from its local files.
+
+    Args:
+        settings: as `tests.service.Service` takes them.
+    """
     with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as home:
-        service = Service(Path(home), LOG_LEVEL="WARNING").start()
+        service = Service(Path(home), LOG_LEVEL="WARNING", **settings).start()
         try:
             if install:
                 with service.client() as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,6 @@ from controlplane.cli.output import (
     Block,
     Output,
     Table,
-    age,
     document,
     duration,
     facts,
@@ -126,20 +126,34 @@ def _gpus(gpu: dict[str, Any]) -> str:
 
 
 def _loaded_table(models: list[LoadedModel]) -> Table:
-    headers = ("model", "state", "memory", "requests", "run", "wait", "last used")
+    """Narrow enough for 80 columns with a name such as that of all-MiniLM-L6-v2."""
+    headers = ("model", "state", "memory", "served", "busy", "idle")
     rows = [
         (
             _named(model),
             model.state,
             megabytes(model.memory_usage_mb),
             str(model.request_count),
-            str(model.active_requests),
-            str(model.waiting_requests),
-            age(model.last_used_at),
+            _busy(model),
+            _idle(model.last_used_at),
         )
         for model in models
     ]
     return Table(headers, rows)
+
+
+def _busy(model: LoadedModel) -> str:
+    """Requests that run, and those that wait: `4+12`."""
+    waiting = f"+{model.waiting_requests}" if model.waiting_requests else ""
+    return f"{model.active_requests}{waiting}"
+
+
+def _idle(last_used: datetime | None) -> str:
+    """Since the last request, in the largest unit: `12 min`; '-' when there was none."""
+    if last_used is None:
+        return "-"
+    seconds = (datetime.now(timezone.utc) - last_used).total_seconds()
+    return " ".join(duration(max(0.0, seconds)).split()[:2])
 
 
 def _named(model: LoadedModel) -> str:

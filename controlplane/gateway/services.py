@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import SkipValidation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from controlplane.events import EventBus
     from controlplane.inference.infer import InferenceService
@@ -46,7 +46,7 @@ class Services:
     bus: EventBus
     locking: Locking
     lock_operations: LockOperations
-    render_metrics: Callable[[], tuple[bytes, str]]
+    render_metrics: Callable[[], Awaitable[tuple[bytes, str]]]
     started_at: float
     version: str
     suspect: Callable[[Servable], None] = lambda _: None

@@ -23,6 +23,7 @@ from controlplane.gateway.v2_checks import (
     check_infer_json,
     json_length,
 )
+from controlplane.gateway.v2_events import checked_events
 from controlplane.gateway.v2_paths import Target, upstream_path
 from controlplane.gateway.v2_relay import (
     HEADER_LENGTH,
@@ -282,8 +283,15 @@ async def _events(
     answer: Answer, seconds: float | None, servable: Servable, outcome: v2.Outcome
 ) -> AsyncIterator[bytes]:
     """Triton's server-sent events; a stream that breaks ends with an error in Triton's form."""
+
+    def refused(code: str) -> None:
+        outcome.error_code = code
+
+    chunks = _patiently(answer, seconds)
+    if not answer.header(b"content-encoding"):
+        chunks = checked_events(chunks, refused)
     try:
-        async for chunk in _patiently(answer, seconds):
+        async for chunk in chunks:
             yield chunk
     except (UpstreamLost, UpstreamTimeout) as error:
         fact: ModelMoraError = ServiceUnavailable(f"Triton does not answer: {error}.")

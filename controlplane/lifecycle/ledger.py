@@ -64,6 +64,14 @@ class Ledger:
             if resident.state in resting and not resident.waiters and not resident.desired:
                 del self.active[key]
 
+    def forget(self, model_id: str, triton_version: int | None) -> None:
+        """Close the books of a model, or of one version, where nothing is left to decide."""
+        self.prune()
+        for key, resident in tuple(self.residents.items()):
+            named = resident.model_id == model_id and triton_version in (None, key[1])
+            if named and key not in self.active and resident.leases == 0:
+                del self.residents[key]
+
     def switch_of(self, resident: Resident) -> Switch | None:
         """The running switch of the resident's model."""
         return self.switches.get(resident.servable.triton_name)

@@ -65,6 +65,7 @@ async def leave_memory(
         try:
             await scheduler.unload(model_id, triton_version=triton_version)
         except ModelNotLoaded:
+            scheduler.forget(model_id, triton_version)
             return
         except InvalidStateTransition:
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)

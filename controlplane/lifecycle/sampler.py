@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 
 # Domain §3.6: a model that takes so many times what was reserved for it is worth an alarm.
 ALARM_FACTOR = 1.2
-MACHINE, BUDGET = "machine", "budget"
+MACHINE, BUDGET, MODEL = "machine", "budget", "model"
+SCOPES = frozenset({MACHINE, BUDGET, MODEL})
 
 
 class Sampler:
@@ -91,7 +92,7 @@ class Sampler:
     def _check_model(self, resident: Resident) -> None:
         servable = resident.servable
         used_mb = resident.ledger_mb if resident.measured else 0.0
-        self._check("model", used_mb, ALARM_FACTOR * servable.need_mb, servable)
+        self._check(MODEL, used_mb, ALARM_FACTOR * servable.need_mb, servable)
 
     def _check(
         self, scope: str, used_mb: float, limit_mb: float, servable: Servable | None = None

@@ -404,6 +404,13 @@ class Scheduler:
             resident.desired = True
             self._decide()
 
+    def forget(self, model_id: str, triton_version: int | None = None) -> None:
+        """Close the books of a model (or of one version) that is no longer in the registry.
+
+        Of one that is in memory, or waited for, they stay.
+        """
+        self._ledger.forget(model_id, triton_version)
+
     async def close(self) -> None:
         """Refuse new requests, let running ones end, unload everything."""
         self._ledger.closing = True

@@ -7,6 +7,7 @@ of them, and the scheduler's books have the numbers anyway.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import psutil
@@ -42,28 +43,56 @@ class MemoryView(Protocol):
     @property
     def server_up(self) -> bool: ...
 
-    def loaded(self) -> Sequence[ResidentView]: ...
-
     def every_view(self) -> Sequence[ResidentView]: ...
 
     def waiting(self) -> Sequence[WaitingView]: ...
 
 
-class Gauges(Collector):
-    """What is so now; asked for at each scrape."""
+@dataclass(frozen=True, kw_only=True)
+class Still:
+    """All that the gauges tell of, at one moment: to be read in another thread."""
 
-    def __init__(self, memory: MemoryView) -> None:
+    used_mb: float
+    budget_mb: float
+    max_models: int
+    server_up: bool
+    views: Sequence[ResidentView]
+    waiting: Sequence[WaitingView]
+
+    @classmethod
+    def of(cls, memory: MemoryView) -> Still:
+        """The present moment; on the event loop's thread."""
+        return cls(
+            used_mb=memory.used_mb,
+            budget_mb=memory.budget_mb,
+            max_models=memory.max_models,
+            server_up=memory.server_up,
+            views=memory.every_view(),
+            waiting=memory.waiting(),
+        )
+
+    @property
+    def loaded(self) -> Sequence[ResidentView]:
+        """Those in memory, on their way in or out, or failed."""
+        return [view for view in self.views if view.state is not ModelState.UNLOADED]
+
+
+class Gauges(Collector):
+    """What was so at one moment."""
+
+    def __init__(self, memory: Still) -> None:
         self._memory = memory
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._budget()
+        loaded = self._memory.loaded
+        yield from self._budget(loaded)
         yield from _machine()
-        yield from _per_model(self._memory.loaded())
-        yield from _requests(self._memory.every_view())
-        yield _queue(self._memory.waiting())
+        yield from _per_model(loaded)
+        yield from _requests(self._memory.views)
+        yield _queue(self._memory.waiting)
 
-    def _budget(self) -> Iterator[Metric]:
-        memory, views = self._memory, self._memory.loaded()
+    def _budget(self, views: Sequence[ResidentView]) -> Iterator[Metric]:
+        memory = self._memory
         loaded = sum(view.state is ModelState.LOADED for view in views)
         reserved = sum(view.memory_mb for view in views if view.state is ModelState.LOADING)
         used, budget = memory.used_mb, memory.budget_mb

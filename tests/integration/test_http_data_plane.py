@@ -47,7 +47,8 @@ class TritonPythonModel:
                 time.sleep(0.01)
             sender.send(pb_utils.InferenceResponse([
                 pb_utils.Tensor("text_output", np.array([[word.encode()]], dtype=np.object_)),
-                pb_utils.Tensor("number_output", np.zeros((1, 1), np.float32)),
+                pb_utils.Tensor("number_output", np.full(
+                    (1, 1), np.nan if word == "nan" else 0, np.float32)),
             ]))
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
@@ -192,6 +193,14 @@ async def test_generate_stream_passes_events_on_as_they_come(gateway, session):
     # The model was told: else it would wait for ever, and this one behind it.
     answer = await session.post(path, json={"text_input": "two"})
     assert [e["text_output"] for e in await events_of(answer)] == ["two"]
+
+
+async def test_an_event_with_nan_is_an_error_and_the_stream_goes_on(gateway, session):
+    path = f"/v2/models/{WORDS}/generate_stream"
+    answer = await session.post(path, json={"text_input": "one nan two"})
+    first, second, third = await events_of(answer)
+    assert (first["text_output"], third["text_output"]) == ("one", "two")
+    assert "NaN or Infinity" in second["error"]
 
 
 async def test_generate_errors_have_tritons_form_and_right_codes(gateway, session):

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from controlplane.cli import exits
+from controlplane.cli import exits, runtime
+from controlplane.cli.output import rich_table
 from controlplane.cli.top_figures import SORTS, Counters, Histogram, Rates, read_counters
 from controlplane.cli.top_view import screen, shortened
-from controlplane.client_types import Event, Lifecycle
+from controlplane.client_types import Event, Lifecycle, LoadedModel
 from tests import rest_server as rest
 from tests.rest_server import MINILM, RestServer
 
@@ -350,3 +351,22 @@ def test_an_absent_server_is_shown_with_what_was_last_seen(server: RestServer) -
     code, shown = on_a_terminal(server, "Trying again")
     assert code == exits.INTERRUPTED
     assert "all-MiniLM-L6-v2" in shown.partition("Not now.")[2]
+
+
+def test_the_table_of_status_fits_into_80_columns() -> None:
+    model = LoadedModel(
+        model_id=MINILM,
+        version="main",
+        state="loaded",
+        memory_usage_mb=205.0,
+        request_count=123_456,
+        active_requests=4,
+        waiting_requests=12,
+        last_used_at=datetime.now(timezone.utc) - timedelta(minutes=12, seconds=5),
+    )
+    written = io.StringIO()
+    console = Console(width=80, markup=False, file=written)
+    console.print(rich_table(runtime._loaded_table([model])))
+    lines = written.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[2].split()[-5:] == ["MB", "123456", "4+12", "12", "min"]

@@ -50,7 +50,7 @@ def exposed() -> dict[str, set[str]]:
     memory.views = (view("a/b", last_used_at=events.utc_now()),)
     memory.queue = (waiting("a/b", 1),)
     found: dict[str, set[str]] = {}
-    for line in metrics.render()[0].decode().splitlines():
+    for line in metrics.text().decode().splitlines():
         if sample := re.match(r"(\w+)(?:\{(.*)\})? ", line):
             labels = set(re.findall(r'(\w+)="', sample[2] or ""))
             found.setdefault(sample[1], set()).update(labels)

@@ -138,6 +138,22 @@ def seen(world: World, name: str) -> ResidentView:
     return next(v for v in world.scheduler.every_view() if v.model_id == f"org/{name}")
 
 
+async def test_the_books_of_a_deleted_model_are_closed() -> None:
+    world = World(budget_mb=300.0)
+    await world.loaded(A)
+    await world.loaded(B)
+    world.scheduler.forget(A.model_id)  # in memory: it stays until it has left
+    assert seen(world, "a").misses == 1
+    unloading = asyncio.create_task(world.scheduler.unload(A.model_id))
+    await settle()
+    await world.effects.finish_unload(A)
+    await unloading
+    world.scheduler.forget(A.model_id, A.triton_version + 1)
+    assert seen(world, "a").misses == 1
+    world.scheduler.forget(A.model_id)
+    assert [view.model_id for view in world.scheduler.every_view()] == [B.model_id]
+
+
 async def test_hits_misses_and_coalesced_requests() -> None:
     world = World(budget_mb=150.0)
     first = [asyncio.create_task(world.use(A)) for _ in range(3)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -72,7 +75,7 @@ def metrics(bus, memory):
 
 
 def samples(metrics):
-    text, content_type = metrics.render()
+    text, content_type = asyncio.run(metrics.render())
     assert content_type.startswith("text/plain")
     families = text_string_to_metric_families(text.decode())
     return {
@@ -233,6 +236,38 @@ def test_healing_and_restarts_are_counted(bus, metrics):
     assert found["modelmora_triton_restarts_total", ()] == 1
 
 
+def test_limits_that_were_exceeded_are_counted_by_scope(bus, metrics):
+    assert (
+        samples(metrics)["modelmora_memory_threshold_exceeded_total", (("scope", "budget"),)] == 0
+    )
+    for _ in range(2):
+        event = events.MemoryThresholdExceeded(scope="budget", used_mb=2, threshold_mb=1)
+        bus.publish(event)
+    assert (
+        samples(metrics)["modelmora_memory_threshold_exceeded_total", (("scope", "budget"),)] == 2
+    )
+
+
+async def test_a_scrape_of_a_thousand_models_leaves_the_loop_to_others(bus, memory, metrics):
+    memory.views = tuple(view(f"o/m{number}") for number in range(1000))
+    rendering = asyncio.create_task(metrics.render())
+    turns = 0
+    while not rendering.done():
+        assert not gc.isenabled() or not turns
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 10  # in one go it would be two or three
+    assert gc.isenabled()
+    text, _ = await rendering
+    assert text.count(b"o/m999") == metrics.text().count(b"o/m999") > 0
+
+
+async def test_scrapes_at_a_time_turn_the_collector_on_again(memory, metrics):
+    memory.views = tuple(view(f"o/m{number}") for number in range(100))
+    await asyncio.gather(*(metrics.render() for _ in range(4)))
+    assert gc.isenabled()
+
+
 def test_a_removed_model_leaves_no_labels(bus, metrics):
     told = {"model_id": "a/b", "version": "main"}
     bus.publish(events.ModelLoaded(memory_mb=1, load_seconds=1, **told))
@@ -242,6 +277,6 @@ def test_a_removed_model_leaves_no_labels(bus, metrics):
     finish(bus, status="error")
     finish(bus, model_id="c/d")
     bus.publish(events.ModelUnregistered(model_id="a/b"))
-    text = metrics.render()[0].decode()
+    text = metrics.text().decode()
     assert '"a/b"' not in text
     assert '"c/d"' in text

@@ -95,14 +95,14 @@ async def settings(services: GivenServices) -> dict[str, Any]:
 )
 async def metrics(services: GivenServices) -> Response[bytes]:
     """The Prometheus text exposition."""
-    content, content_type = services.render_metrics()
+    content, content_type = await services.render_metrics()
     return Response(content, headers={"Content-Type": content_type}, media_type="text/plain")
 
 
 @get("/api/v1/metrics", include_in_schema=False)
 async def metrics_below_the_base(services: GivenServices) -> Response[bytes]:
     """The same, where the API's base path leads (domain C-24)."""
-    content, content_type = services.render_metrics()
+    content, content_type = await services.render_metrics()
     return Response(content, headers={"Content-Type": content_type}, media_type="text/plain")
 
 
