@@ -141,14 +141,11 @@ def interrupted_on_a_terminal(server: RestServer, reply: bytes) -> tuple[int, st
 def _conversation(process: subprocess.Popen[bytes], terminal: int, reply: bytes) -> str:
     """Press Ctrl-C, answer once, and read until the process has ended."""
     shown, asked = b"", False
-    pressed = answered = 0.0
+    answered = 0.0
+    process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         now = time.monotonic()
-        # Python drops an interrupt that arrives in a destructor; people press again.
-        if not asked and now > pressed + 10:
-            pressed = now
-            process.send_signal(signal.SIGINT)
         # What is typed before the question waits for it is thrown away; people type again.
         if asked and now > answered + 2:
             answered = now
