@@ -12,16 +12,16 @@ import re
 import sys
 from importlib import machinery, metadata
 from itertools import groupby
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from controlplane.errors import PluginUnavailable
 from controlplane.registry.names import TaskType, know_plugin_tasks, plugin_task_fault
+from controlplane.triton.ready_config import READY_MADE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 OURS = "modelmora"
 CONVERTER, BACKEND, ENGINE = "converter", "backend", "engine"
@@ -81,12 +81,10 @@ def learn() -> tuple[Plugin, ...]:
 
 
 def plugin_tasks(plugins: Iterable[Plugin]) -> dict[str, str | None]:
-    """Tasks that are not built in and have a converter: why each cannot be served, None if it can."""
+    """Tasks that have a converter and are not built in: why one cannot be served, or None."""
     built_in = {task.value for task in TaskType}
     return {
-        one.name: one.fault
-        for one in plugins
-        if one.kind == CONVERTER and one.name not in built_in
+        one.name: one.fault for one in plugins if one.kind == CONVERTER and one.name not in built_in
     }
 
 
@@ -103,6 +101,17 @@ def require(kind: str, name: str) -> Plugin:
     if not usable:
         raise PluginUnavailable(kind, name, _judged(claims)[0].fault or "")
     return usable[0]
+
+
+def missing_backend(manifest: Mapping[str, Any]) -> str | None:
+    """Why the backend of an artefact cannot be used in this environment; None when it can."""
+    if READY_MADE in manifest:
+        return None
+    try:
+        require(BACKEND, str(manifest.get("backend")))
+    except PluginUnavailable as error:
+        return error.message
+    return None
 
 
 def target_of(plugin: Plugin) -> tuple[str, str]:

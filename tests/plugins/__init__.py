@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlplane.registry import names
@@ -20,3 +28,45 @@ def knowing(tasks: dict[str, str | None]) -> Iterator[None]:
         yield
     finally:
         names.know_plugin_tasks(before)
+
+
+ECHO = Path(__file__).parent / "echo"
+
+
+class Environment:
+    """A virtual environment that has all that the tests' own has, and plugins of its own.
+
+    The server, its converters and Triton's stubs run in it as they would in a user's.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        venv.create(home, with_pip=False, symlinks=True)
+        lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
+        (self.site / "everything_else.pth").write_text("\n".join(lines) + "\n")
+
+    @property
+    def python(self) -> str:
+        return str(self.home / "bin" / "python")
+
+    @property
+    def site(self) -> Path:
+        return Path(sysconfig.get_path("purelib", vars={"base": str(self.home)}))
+
+    def install(self, project: Path) -> None:
+        """`pip install` of a project's folder, without a network."""
+        copy = self.home / "projects" / project.name  # building writes beside the sources
+        shutil.copytree(project, copy)
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--no-compile")
+        self._pip("install", *options, str(copy))
+
+    def uninstall(self, distribution: str) -> None:
+        self._pip("uninstall", "--yes", distribution)
+
+    def _pip(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "pip", "--python", self.python, "--quiet", *arguments]
+        quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | quiet, check=False
+        )
+        assert done.returncode == 0, done.stderr
