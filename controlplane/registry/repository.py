@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from controlplane.errors import ExportFailed, InsufficientDisk
-from controlplane.registry import plugins, root_files
+from controlplane.registry import artefact_rules, plugins, root_files
 from controlplane.triton import model_config
 from controlplane.triton.ready_config import READY_MADE
 
@@ -307,6 +307,7 @@ def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: 
     try:
         if READY_MADE in manifest:
             return model_config.read_pbtxt((artefact / CONFIG).read_text(encoding="utf-8"))
+        artefact_rules.check(manifest)
         return model_config.build_model_config(name, triton_version, manifest)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error
