@@ -33,7 +33,7 @@ from controlplane.lifecycle.removal import remove_model
 from controlplane.lifecycle.versions import use_version
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
-from controlplane.registry import curated
+from controlplane.registry import curated, plugins
 from controlplane.registry.install import Installer
 from controlplane.registry.lock_operations import LockOperations
 from controlplane.registry.lock_store import LockStore
@@ -105,6 +105,7 @@ class Application:
     async def _start(self) -> None:
         settings = self.settings
         self._own_data_dir()
+        _learn_plugins()
         curated.user_list(settings.data_dir)  # what is wrong with it is said now
         http_socket = self._listen(settings.host, settings.port, "port")
         self.http_port = http_socket.getsockname()[1]
@@ -338,6 +339,12 @@ class _HttpServer(uvicorn.Server):
 async def _stop_http(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
     server.should_exit = True
     await serving
+
+
+def _learn_plugins() -> None:
+    for plugin in plugins.learn():
+        if plugin.fault is not None and not plugin.own:
+            log.warning("plugin not used", kind=plugin.kind, name=plugin.name, why=plugin.fault)
 
 
 def _keep(db: Database, event: DomainEvent) -> None:

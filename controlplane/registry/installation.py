@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from controlplane.errors import DownloadFailed, ExportFailed, ValidationFailed
+from controlplane.registry import plugins
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
@@ -120,6 +121,9 @@ class Installation:
             ModelMoraError: why it failed; the row's status is left to the caller.
         """
         store, name = self._shop.store, self._model.model_id
+        if self._model.task_type.of_plugin:  # before gigabytes come that nobody can convert
+            task = self._model.task_type.value
+            await asyncio.to_thread(plugins.require, plugins.CONVERTER, task)
         async with self._shop.downloading:
             self._report(self.progress)
             source = await self._download()
@@ -172,7 +176,9 @@ class Installation:
         settings, trusted = self._shop.settings, self.version.trust_remote_code
         what = f"{self._model.model_id} version {self.version.version}"
         check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
-        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
+        return msgspec.structs.replace(
+            rules_of(settings), trust_code=trusted, any_layout=self._model.task_type.of_plugin
+        )
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""

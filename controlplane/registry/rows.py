@@ -98,7 +98,7 @@ def _model(row: Row, versions: Iterable[ModelVersion]) -> Model:
         id=row["id"],
         catalog_id=row["catalog_id"],
         model_id=row["model_id"],
-        task_type=_TASKS[row["task_type"]],
+        task_type=_TASKS.get(row["task_type"]) or TaskType(row["task_type"]),
         current_version=row["current_version"],
         versions=tuple(versions),
         created_at=from_text(row["created_at"]),

@@ -20,7 +20,6 @@ import tritonclient.grpc as triton_grpc
 
 from controlplane.client import InstallFailed
 from controlplane.triton.processes import find_marked, instance_prefix
-from tests.models import tiny_bert
 from tests.prepared import TINY, copied
 from tests.service import Service
 
