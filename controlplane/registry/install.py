@@ -24,6 +24,7 @@ from controlplane.errors import (
     CurrentVersionProtected,
     ModelMoraError,
     ModelNotFound,
+    ValidationFailed,
     VersionNotFound,
 )
 from controlplane.registry import recovery
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from controlplane.registry.blobs import BlobCache
+    from controlplane.registry.engine_choice import EngineChoice
     from controlplane.registry.files import Progress
     from controlplane.registry.patience import HubLimits
     from controlplane.registry.repository import ModelRepository
@@ -138,6 +140,30 @@ class Installer:
         task = asyncio.get_running_loop().create_task(self._run(installation))
         self._jobs[chosen.id] = _Job(installation, operation.id, task)
         return self._store.get(model.model_id)
+
+    def choose_engine(self, model_id: str, version: str, choice: EngineChoice | None) -> None:
+        """What serves a version that is to be installed; None leaves it to measurement.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            ValidationFailed: it is installed with another one, or just being installed.
+        """
+        chosen = pick(self._store.get(model_id), version)
+        what = f"{chosen.model_id}@{chosen.version}"
+        if chosen.status is VersionStatus.READY:
+            if choice is None or choice.made(chosen.artefact or {}):
+                return
+            made = chosen.artefact or {}
+            raise ValidationFailed.field(
+                "engine",
+                f"of {what} is {made.get('engine')} {made.get('precision')} already; to change "
+                f"that: modelmora tune {what}",
+            )
+        if chosen.id in self._jobs and choice != chosen.engine_choice:
+            raise ValidationFailed.field(
+                "engine", f"cannot be chosen any more: {what} is being installed; cancel that first"
+            )
+        self._store.choose_engine(chosen.model_id, chosen.version, choice)
 
     def check_code(self, what: str, trusted: bool) -> None:
         """Find out whether a version that trusts its repository's code may be installed here.
