@@ -13,7 +13,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import tritonclient.grpc as grpc_tensors
 import tritonclient.grpc.aio as triton_grpc
 
@@ -22,6 +21,8 @@ from benchmarks.throughput import BATCH, drive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import psutil
 
     from benchmarks.throughput import Call
     from tests.service import Service

@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 _DOWNLOADS_AT_ONCE = 4
 
 
-class _Artefact(msgspec.Struct):
+class Artefact(msgspec.Struct):
     """What the registry itself needs of a converter's manifest."""
 
     backend: str
@@ -281,10 +281,7 @@ class Installation:
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""
-        try:
-            artefact = msgspec.convert(manifest, _Artefact)
-        except msgspec.ValidationError as error:
-            raise ExportFailed(f"The converter's manifest cannot be read: {error}.") from error
+        artefact = read_artefact(manifest)
         name, version = self._model.model_id, self.version.version
         self._shop.store.pin(
             name,
@@ -308,6 +305,18 @@ class Installation:
         except BaseException:
             self._shop.repository.remove_version(self.model_id, number)
             raise
+
+
+def read_artefact(manifest: dict[str, Any]) -> Artefact:
+    """What the registry itself needs of a converter's manifest.
+
+    Raises:
+        ExportFailed: it is not there.
+    """
+    try:
+        return msgspec.convert(manifest, Artefact)
+    except msgspec.ValidationError as error:
+        raise ExportFailed(f"The converter's manifest cannot be read: {error}.") from error
 
 
 def _engine_options(choice: EngineChoice | None) -> list[str]:
