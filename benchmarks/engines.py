@@ -77,15 +77,15 @@ async def measure(service: Service, options: argparse.Namespace) -> None:
     with service.client() as control:
         private_url = control.status().triton["grpc_url"]
     urls = {"private port": private_url, "gateway": service.grpc_url.removeprefix("grpc://")}
-    rows: list[list[str]] = []
     clients = {way: triton_grpc.InferenceServerClient(url) for way, url in urls.items()}
+    header = ["workload", "way", *(f"{e} {p}" for e, p in ENGINES), "ratio"]
+    setting.print_table("Sentences per second", header, [])
     try:
         for what, requests in workloads().items():
             for in_flight in IN_FLIGHT:
                 found = await _compare(clients, requests, in_flight, options)
-                rows += _rows(f"{what}, {in_flight} in flight", found)
-        header = ["workload", "way", *(f"{e} {p}" for e, p in ENGINES), "ratio"]
-        setting.print_table("Sentences per second", header, rows)
+                for row in _rows(f"{what}, {in_flight} in flight", found):
+                    setting.print_row(row)
         if options.soak:
             await soak(service, clients["gateway"], options.soak)
     finally:

@@ -19,7 +19,7 @@ from controlplane.registry.model import VersionStatus
 from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from controlplane.registry.engine_choice import EngineChoice
