@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from controlplane.errors import ExportFailed, InsufficientDisk
-from controlplane.registry import root_files
+from controlplane.registry import artefact_rules, plugins, root_files
 from controlplane.triton import model_config
 from controlplane.triton.ready_config import READY_MADE
 
@@ -46,7 +46,7 @@ _BACKEND = re.compile(r"[a-z][a-z0-9_]*")
 _OTHERS_BACKEND = re.compile(r"[A-Za-z0-9_.-]+")  # only ever a word of config.pbtxt
 _MODEL_PY = """\
 # Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
-from backends.{backend}.model import TritonPythonModel as TritonPythonModel
+from {module} import {name} as TritonPythonModel  # noqa: F401
 """
 
 
@@ -75,6 +75,7 @@ class ModelRepository:
 
         Raises:
             ExportFailed: the manifest or a listed file is missing or not what it says.
+            PluginUnavailable: the backend that it names is not installed.
             TritonModelInvalid: its root files differ from those of another version.
             InsufficientDisk: no room.
             OSError: the repository cannot be written.
@@ -88,7 +89,7 @@ class ModelRepository:
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
             version = _take(artefact, scratch / str(triton_version))
             if not ready_made:
-                _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+                _write(version / "model.py", _model_py(manifest["backend"]))
             _precompile_all(version)
             _write(version / CONFIG, model_config.to_pbtxt(config))
             _sync_tree(version)
@@ -304,10 +305,21 @@ def _checked_manifest(artefact: Path) -> dict[str, Any]:
     return manifest
 
 
+def _model_py(backend: str) -> str:
+    """The file that Triton imports: it names the backend's class, nothing of it is imported here.
+
+    Raises:
+        PluginUnavailable: it is not installed, or cannot be used.
+    """
+    module, name = plugins.target_of(plugins.require(plugins.BACKEND, backend))
+    return _MODEL_PY.format(module=module, name=name)
+
+
 def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: Path) -> Any:
     try:
         if READY_MADE in manifest:
             return model_config.read_pbtxt((artefact / CONFIG).read_text(encoding="utf-8"))
+        artefact_rules.check(manifest)
         return model_config.build_model_config(name, triton_version, manifest)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error

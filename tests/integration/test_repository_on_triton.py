@@ -82,7 +82,7 @@ class Served:
         await self.client.load(NAME, self.repository.load_config(NAME, version), timeout=60)
 
     async def infer(
-        self, *texts: str, version: int = 1, timeout: float = 20.0, priority: int = 0
+        self, *texts: str, version: int = 1, timeout: float = 60.0, priority: int = 0
     ) -> Any:
         array = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
         answer = await self.client.infer(
@@ -96,15 +96,25 @@ class Served:
         return answer["embedding"]
 
 
+def installed_backend(site: Path) -> Path:
+    """A folder as pip leaves it: a package with the backend, and its entry point."""
+    (site / "sizes").mkdir(parents=True)
+    (site / "sizes" / "__init__.py").write_text(BACKEND, encoding="utf-8")
+    facts = site / "sizes-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: sizes\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text(
+        "[modelmora.backends]\nsizes = sizes:TritonPythonModel\n"
+    )
+    return site
+
+
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    package = tmp_path / "package" / "backends"
-    (package / "sizes").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "sizes" / "__init__.py").touch()
-    (package / "sizes" / "model.py").write_text(BACKEND, encoding="utf-8")
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    package = installed_backend(tmp_path / "package")
+    monkeypatch.syspath_prepend(package)
     repository = ModelRepository(tmp_path / "repository")
-    server = EmbeddedTriton(repository.root, tmp_path / "state", package=package)
+    server = EmbeddedTriton(repository.root, tmp_path / "state", package=package / "sizes")
     await server.start()
     client = TritonClient(server.endpoints)
     for version in (1, 2):
@@ -133,7 +143,7 @@ async def test_staged_work_is_not_served(served: Served) -> None:
     staged = served.repository.new_staging()
     assert [entry.name for entry in await served.client.index()] == [NAME]
     with pytest.raises(ModelUnknown):
-        await served.client.load(f".staging/{staged.name}", timeout=20)
+        await served.client.load(f".staging/{staged.name}", timeout=60)
 
 
 async def test_removed_versions_and_models_cannot_be_loaded(served: Served) -> None:
@@ -143,7 +153,7 @@ async def test_removed_versions_and_models_cannot_be_loaded(served: Served) -> N
     await served.client.unload(NAME, timeout=30)
     served.repository.remove(MODEL)
     with pytest.raises(ModelUnknown):
-        await served.client.load(NAME, timeout=20)
+        await served.client.load(NAME, timeout=60)
 
 
 async def test_batches_up_to_the_limit(served: Served) -> None:
