@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None, out: TextIO | None = None) -> i
 
 
 def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, object]:
+    from converters.conversion import Conversion, find_converter
     from converters.manifest import Identity
-    from converters.text_embedding import convert_text_embedding
 
     identity = Identity(
         model_id=options.model_id or options.source.resolve().name,
@@ -56,14 +56,20 @@ def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, obje
     )
     try:
         with _place_for_code(options):
-            return convert_text_embedding(
-                options.source,
-                options.output,
-                identity,
-                events,
-                allow_pickle=options.allow_pickle,
-                trusted=options.trust_remote_code,
-                threads=options.threads,
+            convert = find_converter(options.task)
+            return convert(
+                Conversion(
+                    task=options.task,
+                    source=options.source,
+                    output=options.output,
+                    identity=identity,
+                    events=events,
+                    allow_pickle=options.allow_pickle,
+                    trusted=options.trust_remote_code,
+                    threads=options.threads,
+                    engine=options.engine,
+                    precision=options.precision,
+                )
             )
     except ConversionError:
         raise
@@ -105,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    convert.add_argument("--task", choices=["txt2embed"], required=True)
+    convert.add_argument("--task", required=True, help="e.g. txt2embed; see docs/extending.md")
     convert.add_argument("--source", type=Path, required=True, help="the model's folder")
     convert.add_argument("--output", type=Path, required=True, help="must not exist")
     convert.add_argument("--model-id", help="default: the source folder's name")
@@ -121,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run the Python files of the model's folder that its config.json names",
     )
     convert.add_argument("--threads", type=int, help="default: what torch takes")
+    convert.add_argument("--engine", help="default: the fastest that passes its accuracy gate")
+    convert.add_argument("--precision", help="fp32, bf16, fp16 or int8; default: as --engine")
     return parser
 
 

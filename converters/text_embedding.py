@@ -7,6 +7,7 @@ import shutil
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from converters.conversion import fresh_output
 from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
 from converters.sentence_model import read_sentence_model
 from converters.specs import PoolingSpec
@@ -15,6 +16,7 @@ from converters.weights import find_weights
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from converters.conversion import Conversion
     from converters.manifest import Identity
     from converters.progress import EventStream
     from converters.sentence_layers import SentenceEncoder
@@ -35,6 +37,19 @@ class Loaded:
     encoder: SentenceEncoder
     tokenization: Tokenization
     parameters: int
+
+
+def convert(conversion: Conversion) -> dict[str, Any]:
+    """The converter of the task txt2embed; see `convert_text_embedding`."""
+    return convert_text_embedding(
+        conversion.source,
+        conversion.output,
+        conversion.identity,
+        conversion.events,
+        allow_pickle=conversion.allow_pickle,
+        trusted=conversion.trusted,
+        threads=conversion.threads,
+    )
 
 
 def convert_text_embedding(
@@ -64,19 +79,13 @@ def convert_text_embedding(
     """
     model = read_sentence_model(source)
     weights = find_weights(model.transformer.folder, allow_pickle=allow_pickle)
-    if output.exists():
-        raise ExportFailed(f"{output} exists already.")
     _require_space(output, weights)
-    output.mkdir(parents=True)
-    try:
+    with fresh_output(output):
         events.progress("load", 0.0, "loading torch and transformers")
         loaded = load(
             model, weights, output, allow_pickle=allow_pickle, trusted=trusted, threads=threads
         )
         return _export(loaded, output, identity, events, threads, external_data_above)
-    except BaseException:
-        shutil.rmtree(output, ignore_errors=True)
-        raise
 
 
 def _require_space(output: Path, weights: Weights) -> None:

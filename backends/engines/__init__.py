@@ -1,10 +1,14 @@
-"""Engines execute an artefact's graph. One module per engine, imported only when it is used."""
+"""Engines execute an artefact's graph. One module per engine, imported only when it is used.
+
+An engine is an entry point of the group `modelmora.engines`, by the name that manifests use: a
+function with the signature of `OpenGraph` (docs/extending.md).
+"""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from backends.errors import EngineError
 
@@ -12,12 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
-# Engine name in the manifest -> module with `open_graph`. A stub imports one engine only:
-# each costs it tens of megabytes.
-_MODULES = {"onnxruntime": "backends.engines.onnxruntime"}
+GROUP = "modelmora.engines"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class BatchCost:
 
 
 class Engine(Protocol):
-    """An opened graph: named INT64 tensors in, one FP32 tensor out."""
+    """An opened graph: named tensors in, named tensors out."""
 
     @property
     def device(self) -> str:
@@ -46,18 +47,27 @@ class Engine(Protocol):
     def cost(self) -> BatchCost:
         """What a batch costs on this device."""
 
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Run once; inputs `[batch, sequence]`, output `[batch, …]`.
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once: the outputs by name, floating-point ones as FP32; batch dimension first.
 
         Raises:
             EngineError: with the engine's reason.
         """
 
 
-class _EngineModule(Protocol):
-    def open_graph(
-        self, model_file: Path, input_names: Sequence[str], output_name: str, device_id: int
-    ) -> Engine: ...
+class OpenGraph(Protocol):
+    """What an engine's entry point is."""
+
+    def __call__(
+        self,
+        model_file: Path,
+        input_names: Sequence[str],
+        output_names: Sequence[str],
+        *,
+        precision: str,
+        device_id: int,
+    ) -> Engine:
+        """Open a graph; see `open_engine`."""
 
 
 def open_engine(
@@ -65,19 +75,29 @@ def open_engine(
     model_file: Path,
     *,
     input_names: Sequence[str],
-    output_name: str,
+    output_names: Sequence[str],
+    precision: str = "fp32",
     device_id: int = 0,
 ) -> Engine:
-    """Open a graph with the engine of that name.
+    """Open a graph with the engine of that name. A stub imports one engine only: each costs it
+    tens of megabytes.
 
     Args:
         name: the manifest's `engine`.
+        precision: the manifest's: what the engine computes in, fp32, bf16, fp16 or int8.
         device_id: which CUDA device to use, where one works.
 
     Raises:
         EngineError: unknown engine, or the graph cannot be opened or is not as described.
     """
-    if name not in _MODULES:
-        raise EngineError(f"Unknown engine {name!r}; this backend has {', '.join(_MODULES)}.")
-    module = cast("_EngineModule", importlib.import_module(_MODULES[name]))
-    return module.open_graph(model_file, input_names, output_name, device_id)
+    found = metadata.entry_points(group=GROUP)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names))
+        raise EngineError(f"Unknown engine {name!r}; installed are {known}.")
+    try:
+        open_graph = cast("OpenGraph", found[name].load())
+    except ImportError as error:
+        raise EngineError(f"The engine {name} cannot be imported: {error}.") from error
+    return open_graph(
+        model_file, input_names, output_names, precision=precision, device_id=device_id
+    )

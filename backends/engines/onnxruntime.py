@@ -52,48 +52,61 @@ _CUDA_COST = BatchCost(max_tokens=16_384, call_tokens=1_024)
 class OnnxRuntimeEngine:
     """One session over one graph; `run` may be called from one thread at a time."""
 
-    def __init__(self, session: Any, output_name: str, *, device: str, cost: BatchCost) -> None:
+    def __init__(
+        self, session: Any, output_names: Sequence[str], *, device: str, cost: BatchCost
+    ) -> None:
         self._session = session
-        self._outputs = [output_name]
+        self._outputs = list(output_names)
         self.device = device
         self.cost = cost
 
-    def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `Engine.run`."""
         try:
-            (output,) = self._session.run(self._outputs, dict(inputs))
+            outputs = self._session.run(self._outputs, dict(inputs))
         except _FAILURES as error:
             raise EngineError(f"ONNX Runtime failed on {self.device}: {_line(error)}") from error
-        return np.asarray(output, dtype=np.float32)
+        return {name: _single(output) for name, output in zip(self._outputs, outputs, strict=True)}
+
+
+def _single(output: NDArray[Any]) -> NDArray[Any]:
+    return output.astype(np.float32, copy=False) if output.dtype.kind == "f" else output
 
 
 def open_graph(
-    model_file: Path, input_names: Sequence[str], output_name: str, device_id: int = 0
+    model_file: Path,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    *,
+    precision: str = "fp32",  # noqa: ARG001
+    device_id: int = 0,
 ) -> OnnxRuntimeEngine:
-    """Open an ONNX file; see `open_engine`.
+    """Open an ONNX file; see `open_engine`. The precision is in the file: it is not looked at.
 
     Raises:
-        EngineError: the file is not a graph that ONNX Runtime can run, or its inputs or output
+        EngineError: the file is not a graph that ONNX Runtime can run, or its inputs or outputs
             are not the ones named.
     """
-    engine = _open_on_cuda(model_file, output_name, device_id) or _open_on_cpu(
-        model_file, output_name
+    engine = _open_on_cuda(model_file, output_names, device_id) or _open_on_cpu(
+        model_file, output_names
     )
-    _check_names(engine, model_file.name, input_names, output_name)
+    _check_names(engine, model_file.name, input_names, output_names)
     return engine
 
 
-def _open_on_cpu(model_file: Path, output_name: str) -> OnnxRuntimeEngine:
+def _open_on_cpu(model_file: Path, output_names: Sequence[str]) -> OnnxRuntimeEngine:
     cores = usable_cores()
     session = _session(model_file, ["CPUExecutionProvider"], threads=cores)
     # Reading the file leaves its size in freed heap pages: 30 MB of 90 for MiniLM.
     return_free_memory()
     cost = BatchCost(max_tokens=_CPU_TOKENS_PER_CORE * cores, call_tokens=_CPU_CALL_TOKENS)
     _log.info("%s runs on the CPU with %d threads", model_file.name, cores)
-    return OnnxRuntimeEngine(session, output_name, device="cpu", cost=cost)
+    return OnnxRuntimeEngine(session, output_names, device="cpu", cost=cost)
 
 
-def _open_on_cuda(model_file: Path, output_name: str, device_id: int) -> OnnxRuntimeEngine | None:
+def _open_on_cuda(
+    model_file: Path, output_names: Sequence[str], device_id: int
+) -> OnnxRuntimeEngine | None:
     """The engine on a CUDA device; None, and a line in the log, when there is none that works."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return None
@@ -117,7 +130,7 @@ def _open_on_cuda(model_file: Path, output_name: str, device_id: int) -> OnnxRun
         return None
     device = f"cuda:{device_id}"
     _log.info("%s runs on %s", model_file.name, device)
-    return OnnxRuntimeEngine(session, output_name, device=device, cost=_CUDA_COST)
+    return OnnxRuntimeEngine(session, output_names, device=device, cost=_CUDA_COST)
 
 
 def _session(model_file: Path, providers: Sequence[Any], *, threads: int) -> Any:
@@ -140,7 +153,10 @@ def _session(model_file: Path, providers: Sequence[Any], *, threads: int) -> Any
 
 
 def _check_names(
-    engine: OnnxRuntimeEngine, file_name: str, input_names: Sequence[str], output_name: str
+    engine: OnnxRuntimeEngine,
+    file_name: str,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
 ) -> None:
     inputs = {tensor.name for tensor in engine._session.get_inputs()}
     outputs = {tensor.name for tensor in engine._session.get_outputs()}
@@ -149,8 +165,9 @@ def _check_names(
             f"{file_name} takes {', '.join(sorted(inputs))}, "
             f"but its manifest says {', '.join(sorted(input_names))}."
         )
-    if output_name not in outputs:
-        raise EngineError(f"{file_name} has no output {output_name!r}.")
+    for name in output_names:
+        if name not in outputs:
+            raise EngineError(f"{file_name} has no output {name!r}.")
 
 
 @contextlib.contextmanager

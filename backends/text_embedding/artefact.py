@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from backends.errors import ArtefactError
+from backends.manifest import MANIFEST, read_manifest, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-MANIFEST = "manifest.json"
-FORMAT = 1
 # The graph inputs this backend knows how to fill.
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -32,6 +30,7 @@ class TextEmbeddingArtefact:
 
     model_id: str
     engine: str
+    precision: str
     model_file: Path
     tokenizer_file: Path
     input_names: tuple[str, ...]
@@ -55,30 +54,11 @@ def read_artefact(folder: Path) -> TextEmbeddingArtefact:
         ArtefactError: no manifest, not one of ours, or a file it names is missing or has
             another size.
     """
-    manifest = _read_manifest(folder)
-    try:
+    manifest = read_manifest(folder)
+    with reading(folder):
         artefact = _from_manifest(folder, manifest)
-        files = {entry["path"]: int(entry["size"]) for entry in manifest["files"]}
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ArtefactError(f"{MANIFEST} of {folder.name!r} is incomplete: {reason}.") from error
-    _check_files(folder, files)
     _check_values(artefact)
     return artefact
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(f"{folder} has no readable {MANIFEST}: {error.strerror}.") from error
-    except ValueError as error:
-        raise ArtefactError(f"{folder / MANIFEST} is not JSON: {error}.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ArtefactError(
-            f"{folder / MANIFEST} is not a manifest of format {FORMAT}; install the model again."
-        )
-    return manifest
 
 
 def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> TextEmbeddingArtefact:
@@ -86,6 +66,7 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> TextEmbeddingAr
     return TextEmbeddingArtefact(
         model_id=str(manifest["model_id"]),
         engine=str(manifest["engine"]),
+        precision=str(manifest.get("precision", "fp32")),
         model_file=folder / section["model_file"],
         tokenizer_file=folder / section["tokenizer_file"],
         input_names=tuple(section["input_names"]),
@@ -101,18 +82,6 @@ def _from_manifest(folder: Path, manifest: Mapping[str, Any]) -> TextEmbeddingAr
         prompts=dict(section["prompts"]),
         default_prompt_name=section["default_prompt_name"],
     )
-
-
-def _check_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtefactError(f"{path} is missing; install the model again.")
-        found = path.stat().st_size
-        if found != size:
-            raise ArtefactError(
-                f"{path} has {found} bytes instead of {size}; install the model again."
-            )
 
 
 def _check_values(artefact: TextEmbeddingArtefact) -> None:

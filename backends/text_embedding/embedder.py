@@ -45,7 +45,8 @@ class Embedder:
             artefact.engine,
             artefact.model_file,
             input_names=artefact.input_names,
-            output_name=artefact.output_name,
+            output_names=[artefact.output_name],
+            precision=artefact.precision,
             device_id=device_id,
         )
         return cls(artefact, tokenizer, engine)
@@ -95,7 +96,7 @@ class Embedder:
         return vectors, dict.fromkeys(endless, error)
 
     def _vectors(self, encodings: Sequence[object]) -> Embeddings:
-        output = self.engine.run(self._tokenizer.arrays(encodings))
+        output = self.engine.run(self._tokenizer.arrays(encodings))[self.artefact.output_name]
         shape = (len(encodings), self.artefact.dimension)
         if output.shape != shape:
             raise EngineError(f"The graph returned the shape {output.shape} instead of {shape}.")

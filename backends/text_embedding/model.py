@@ -6,30 +6,17 @@ https://github.com/triton-inference-server/python_backend
 
 from __future__ import annotations
 
-import json
-import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
-from backends.errors import BackendError, InputError, RequestAbandoned
+from backends import triton
+from backends.errors import BackendError, InputError
 from backends.text_embedding.embedder import Embedder
 from backends.text_embedding.requests import EmbeddingRequest, read_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-
-class _TritonLog(logging.Handler):
-    """Sends our log lines to Triton's log, which the control plane reads."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        write = {
-            logging.ERROR: pb_utils.Logger.log_error,
-            logging.WARNING: pb_utils.Logger.log_warn,
-        }.get(record.levelno, pb_utils.Logger.log_info)
-        write(self.format(record))
 
 
 class TritonPythonModel:
@@ -41,14 +28,12 @@ class TritonPythonModel:
         Raises:
             pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
         """
-        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_TritonLog()])
-        folder = Path(args["model_repository"]) / args["model_version"]
-        on_gpu = args.get("model_instance_kind") == "GPU"
-        device_id = int(args["model_instance_device_id"]) if on_gpu else 0
+        triton.log_to_triton()
+        folder, device_id = triton.version_folder(args), triton.device_id(args)
         try:
             self._embedder = Embedder.open(folder, device_id=device_id)
         except BackendError as error:
-            raise pb_utils.TritonModelException(str(error)) from error
+            raise triton.load_failure(error) from error
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests of one execution; a bad one fails alone."""
@@ -58,7 +43,7 @@ class TritonPythonModel:
             try:
                 accepted[index] = self._read(request)
             except InputError as error:
-                responses[index] = _failed(error, pb_utils.TritonError.INVALID_ARG)
+                responses[index] = triton.failed(error)
         places = list(accepted)
         results = self._embedder.embed(
             list(accepted.values()), lambda number: requests[places[number]].is_cancelled()
@@ -69,17 +54,11 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> EmbeddingRequest:
         tensor = pb_utils.get_input_tensor_by_name(request, "text_input")
-        parameters = json.loads(request.parameters() or "{}")
+        parameters = triton.parameters(request)
         return read_request(tensor.as_numpy(), parameters, self._embedder.artefact)
 
 
 def _respond(result: Any) -> Any:
-    if isinstance(result, RequestAbandoned):
-        return _failed(result, pb_utils.TritonError.CANCELLED)
     if isinstance(result, BackendError):
-        return _failed(result, pb_utils.TritonError.INTERNAL)
+        return triton.failed(result)
     return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", result)])
-
-
-def _failed(error: BackendError, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

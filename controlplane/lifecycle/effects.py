@@ -238,12 +238,7 @@ class TritonEffects:
         started = time.perf_counter()
         try:
             self.probes.begin(servable.key)
-            outputs = await self._client.infer(
-                *servable.key,
-                health.probe_inputs(manifest),
-                expected,
-                timeout=health.PROBE_TIMEOUT,
-            )
+            outputs = await self._test_inference(servable, manifest, expected)
         except TritonTimeout as error:
             raise NoAnswer(
                 f"no answer to a test inference within {health.PROBE_TIMEOUT:g} s"
@@ -254,6 +249,24 @@ class TritonEffects:
         if fault is not None:
             raise LoadFailed(servable.model_id, fault)
         return (time.perf_counter() - started) * 1000
+
+    async def _test_inference(
+        self, servable: Servable, manifest: Mapping[str, Any], expected: list[str]
+    ) -> dict[str, Any]:
+        """The outputs of one request; of a decoupled model, the last that each response had."""
+        inputs, timeout = health.probe_inputs(manifest), health.PROBE_TIMEOUT
+        parameters = health.probe_parameters(manifest)
+        if not manifest.get("decoupled"):
+            return await self._client.infer(
+                *servable.key, inputs, expected, timeout=timeout, parameters=parameters
+            )
+        outputs: dict[str, Any] = {}
+        responses = self._client.stream(
+            *servable.key, inputs, timeout=timeout, parameters=parameters
+        )
+        async for response in responses:
+            outputs |= response
+        return outputs
 
     async def _probe_ready_made(self, servable: Servable, manifest: Mapping[str, Any]) -> float:
         self.probes.begin(servable.key)

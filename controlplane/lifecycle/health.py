@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -101,21 +102,36 @@ def after_busy(previous: HealthStatus | None, now: datetime) -> HealthStatus:
 
 
 def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """A smallest valid input for a model: one text per string input, zeros elsewhere.
+    """A smallest valid input for a model: what its manifest's `probe` says, else made up.
 
-    Shapes are those of the manifest with a batch dimension of 1 in front where the model batches;
-    open dimensions become 1.
+    The manifest's `probe.inputs` holds a text per BYTES input, or `{"base64": …}` where the bytes
+    are no text (an image); inputs that it leaves out are left out. Made up are one text per BYTES
+    input and zeros elsewhere, optional inputs too. Shapes are those of the manifest with a batch
+    dimension of 1 in front where the model batches; open dimensions become 1.
     """
-    batched = manifest.get("max_batch_size", 0) > 0
+    batch = [1] if manifest.get("max_batch_size", 0) > 0 else []
+    given = manifest.get("probe", {}).get("inputs")
     inputs = {}
     for tensor in manifest["inputs"]:
-        shape = [1, *tensor["shape"]] if batched else list(tensor["shape"])
-        shape = [1 if size < 0 else size for size in shape]
-        if tensor["datatype"] == "BYTES":
-            inputs[tensor["name"]] = np.full(shape, b"health check", dtype=np.object_)
+        name, datatype = tensor["name"], tensor["datatype"]
+        if given is not None and name not in given:
+            continue
+        shape = batch + [1 if size < 0 else size for size in tensor["shape"]]
+        if datatype == "BYTES":
+            content = _probe_bytes(given[name] if given else "health check")
+            inputs[name] = np.full(shape, content, dtype=np.object_)
         else:
-            inputs[tensor["name"]] = np.zeros(shape, dtype=NUMPY_TYPES[tensor["datatype"]])
+            inputs[name] = np.zeros(shape, dtype=NUMPY_TYPES[datatype])
     return inputs
+
+
+def probe_parameters(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Request parameters of a test inference, e.g. that one token is enough."""
+    return dict(manifest.get("probe", {}).get("parameters", {}))
+
+
+def _probe_bytes(value: str | Mapping[str, str]) -> bytes:
+    return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"])
 
 
 def probe_fault(outputs: Mapping[str, np.ndarray[Any, Any]], expected: list[str]) -> str | None:

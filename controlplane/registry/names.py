@@ -109,9 +109,9 @@ class TaskType(str, Enum):
             raise InvalidTaskType(text, [task.value for task in SERVABLE_TASKS]) from None
 
 
-# Tasks that have a converter and a backend by now, or need none; the others are refused at
-# registration rather than at the first request (domain C-02).
-SERVABLE_TASKS = (TaskType.TXT2EMBED, TaskType.CUSTOM)
+# Tasks that have a converter and a backend, or need none; others are refused at registration
+# rather than at the first request (domain C-02).
+SERVABLE_TASKS = tuple(TaskType)
 # As a version's name it stands for the newest ready one.
 LATEST = "latest"
 

@@ -21,6 +21,7 @@ import py_compile
 import re
 import shutil
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,11 @@ MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 _BACKEND = re.compile(r"[a-z][a-z0-9_]*")
 _OTHERS_BACKEND = re.compile(r"[A-Za-z0-9_.-]+")  # only ever a word of config.pbtxt
+BACKENDS = "modelmora.backends"  # the group of entry points, by the name that manifests use
+_ENTRY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 _MODEL_PY = """\
 # Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
-from backends.{backend}.model import TritonPythonModel as TritonPythonModel
+from {module} import {name} as TritonPythonModel  # noqa: F401
 """
 
 
@@ -88,7 +91,7 @@ class ModelRepository:
         with _disk_errors(self.root, size_mb), self._scratch() as scratch:
             version = _take(artefact, scratch / str(triton_version))
             if not ready_made:
-                _write(version / "model.py", _MODEL_PY.format(backend=manifest["backend"]))
+                _write(version / "model.py", _model_py(manifest["backend"]))
             _precompile_all(version)
             _write(version / CONFIG, model_config.to_pbtxt(config))
             _sync_tree(version)
@@ -290,6 +293,22 @@ def _checked_manifest(artefact: Path) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size != size:
             raise ExportFailed(f"The artefact's file {name} is missing or not {size} bytes long.")
     return manifest
+
+
+def _model_py(backend: str) -> str:
+    """The file that Triton imports: it names the backend's class, nothing of it is imported here.
+
+    Raises:
+        ExportFailed: no such backend is installed, or its entry point names no class.
+    """
+    found = metadata.entry_points(group=BACKENDS)
+    if backend not in found.names:
+        known = ", ".join(sorted(found.names))
+        raise ExportFailed(f"No backend {backend!r} is installed; there are: {known}.")
+    target = _ENTRY.fullmatch(found[backend].value)
+    if target is None:
+        raise ExportFailed(f"The backend {backend!r} names no class: {found[backend].value!r}.")
+    return _MODEL_PY.format(module=target[1], name=target[2])
 
 
 def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: Path) -> Any:

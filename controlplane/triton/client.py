@@ -7,6 +7,7 @@ Model control goes over gRPC: a load over HTTP blocks one of Triton's few fronte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -27,7 +28,14 @@ from controlplane.triton.failures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Mapping,
+        Sequence,
+    )
 
     from controlplane.triton.server import Endpoints
 
@@ -270,11 +278,39 @@ class TritonClient:
     ) -> None:
         """Send one request to a decoupled model and wait for its first response, or its end.
 
-        Further responses are not waited for: Triton is told to cancel the request. The stream ends
-        with the request's last response, also where there is none: nothing else is sent on it.
+        Further responses are not waited for: Triton is told to cancel the request.
 
         Args:
             timeout: seconds.
+
+        Raises:
+            As `infer`.
+        """
+        async with contextlib.aclosing(
+            self.stream(name, version, inputs, timeout=timeout)
+        ) as responses:
+            async for _ in responses:
+                return
+
+    async def stream(
+        self,
+        name: str,
+        version: int,
+        inputs: Mapping[str, Array],
+        *,
+        timeout: float,
+        request_id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncGenerator[dict[str, Array], None]:
+        """Run one request on a decoupled model: its responses' outputs by name, as they come.
+
+        It ends with the request's last response (KServe v2 ModelStreamInfer; nothing else is sent
+        on the stream). A consumer that stops early must close the generator (`aclosing`): Triton
+        is then told to cancel the request.
+
+        Args:
+            timeout: seconds, for all responses together.
+            parameters: the model's own, str, bool, int or float.
 
         Raises:
             As `infer`.
@@ -285,19 +321,25 @@ class TritonClient:
                 "model_name": name,
                 "model_version": str(version),
                 "inputs": [_tensor(key, array) for key, array in inputs.items()],
+                "request_id": request_id,
+                "parameters": dict(parameters) if parameters else None,
             }
 
         stream = self._grpc.stream_infer(requests(), stream_timeout=timeout)
         try:
-            _, error = await self._translated(anext(stream))
+            while True:
+                result, error = await self._translated(anext(stream))
+                if error is not None:
+                    raise failure_of(error.status(), error.message())
+                names = [output.name for output in result.get_response().outputs]
+                if names:  # the last response of some models carries nothing but that it is
+                    yield {output: _array(result, output) for output in names}
         except StopAsyncIteration:
             return
         except grpc.aio.AioRpcError as error:  # this call of the library lets it through
             raise failure_of(str(error.code()), error.details()) from None
         finally:
             stream.cancel()
-        if error is not None:
-            raise failure_of(error.status(), error.message())
 
     async def model_ready(self, name: str, version: int, *, timeout: float) -> bool:
         """Whether Triton calls a version ready; it does so of a model whose process is dead too."""

@@ -26,7 +26,8 @@ def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[
         triton_name: name of the model's folder.
         triton_version: the only version that this configuration serves.
         manifest: the artefact's, with `inputs`, `outputs` (shapes without the batch dimension)
-            and, optionally, `max_batch_size` (0: the model does not batch).
+            and, optionally, `max_batch_size` (0: the model does not batch) and `decoupled` (a
+            request has any number of responses).
 
     Raises:
         ValueError: the manifest names a datatype that Triton does not have.
@@ -46,6 +47,8 @@ def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[
         config.output.add(
             name=tensor["name"], data_type=_data_type(tensor["datatype"]), dims=tensor["shape"]
         )
+    if manifest.get("decoupled"):
+        config.model_transaction_policy.decoupled = True
     # KIND_CPU says where Triton puts the tensors, not where the model computes: the backend picks
     # the device itself, and a stub of KIND_CPU may use a GPU.
     config.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)

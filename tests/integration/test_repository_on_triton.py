@@ -96,15 +96,25 @@ class Served:
         return answer["embedding"]
 
 
+def installed_backend(site: Path) -> Path:
+    """A folder as pip leaves it: a package with the backend, and its entry point."""
+    (site / "sizes").mkdir(parents=True)
+    (site / "sizes" / "__init__.py").write_text(BACKEND, encoding="utf-8")
+    facts = site / "sizes-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: sizes\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text(
+        "[modelmora.backends]\nsizes = sizes:TritonPythonModel\n"
+    )
+    return site
+
+
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    package = tmp_path / "package" / "backends"
-    (package / "sizes").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "sizes" / "__init__.py").touch()
-    (package / "sizes" / "model.py").write_text(BACKEND, encoding="utf-8")
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Served]:
+    package = installed_backend(tmp_path / "package")
+    monkeypatch.syspath_prepend(package)
     repository = ModelRepository(tmp_path / "repository")
-    server = EmbeddedTriton(repository.root, tmp_path / "state", package=package)
+    server = EmbeddedTriton(repository.root, tmp_path / "state", package=package / "sizes")
     await server.start()
     client = TritonClient(server.endpoints)
     for version in (1, 2):

@@ -121,10 +121,10 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
     artefact = read_artefact(write(tmp_path))
     with pytest.raises(EngineError, match=r"ONNX Runtime cannot open model\.onnx: .*Protobuf"):
         open_engine(
-            artefact.engine, artefact.model_file, input_names=("input_ids",), output_name="x"
+            artefact.engine, artefact.model_file, input_names=("input_ids",), output_names=["x"]
         )
 
 
 def test_an_engine_that_this_backend_lacks(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="Unknown engine 'abacus'; this backend has onnxruntime"):
-        open_engine("abacus", tmp_path, input_names=(), output_name="x")
+    with pytest.raises(EngineError, match="Unknown engine 'abacus'; installed are onnxruntime"):
+        open_engine("abacus", tmp_path, input_names=(), output_names=["x"])

@@ -18,6 +18,7 @@ def artefact(**changes: Any) -> TextEmbeddingArtefact:
     fields: dict[str, Any] = {
         "model_id": "org/name",
         "engine": "onnxruntime",
+        "precision": "fp32",
         "model_file": Path("model.onnx"),
         "tokenizer_file": Path("tokenizer.json"),
         "input_names": ("input_ids", "attention_mask"),

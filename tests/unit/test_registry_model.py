@@ -104,11 +104,6 @@ def test_an_unknown_task_type_is_refused_with_the_supported_ones(text: str) -> N
         TaskType.parse(text)
 
 
-def test_a_task_without_a_converter_is_refused_at_registration() -> None:
-    with pytest.raises(InvalidTaskType):
-        check_new_model(NewModel(model_id="a/b", task_type="txt2audio"))
-
-
 # -- versions ----------------------------------------------------------------------------------
 
 

@@ -1,0 +1,68 @@
+"""What all backends do on Triton's side: logging, the version folder, parameters, errors.
+
+Protocol: https://github.com/triton-inference-server/python_backend
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from backends.errors import BackendError, InputError, RequestAbandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class _TritonLog(logging.Handler):
+    """Sends our log lines to Triton's log, which the control plane reads."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = {
+            logging.ERROR: pb_utils.Logger.log_error,
+            logging.WARNING: pb_utils.Logger.log_warn,
+        }.get(record.levelno, pb_utils.Logger.log_info)
+        write(self.format(record))
+
+
+def log_to_triton() -> None:
+    """Send the log of this process to Triton's."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_TritonLog()])
+
+
+def version_folder(args: Mapping[str, str]) -> Path:
+    """The folder of the version being loaded, of what Triton gives `initialize`."""
+    return Path(args["model_repository"]) / args["model_version"]
+
+
+def device_id(args: Mapping[str, str]) -> int:
+    """Which CUDA device the instance is for; 0 where Triton leaves the choice to us."""
+    on_gpu = args.get("model_instance_kind") == "GPU"
+    return int(args["model_instance_device_id"]) if on_gpu else 0
+
+
+def load_failure(error: BackendError) -> Exception:
+    """What `initialize` is to raise: Triton gives its text as the load's error."""
+    failure: Exception = pb_utils.TritonModelException(str(error))
+    return failure
+
+
+def parameters(request: Any) -> dict[str, Any]:
+    """The request's parameters, the model's own and Triton's."""
+    given: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return given
+
+
+def failed(error: BackendError) -> Any:
+    """The response that tells a client of a failure, with Triton's code for it."""
+    if isinstance(error, InputError):
+        code = pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, RequestAbandoned):
+        code = pb_utils.TritonError.CANCELLED
+    else:
+        code = pb_utils.TritonError.INTERNAL
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
