@@ -106,7 +106,7 @@ def test_states_and_events_of_a_life(service: Service, client: ModelMoraClient) 
     before = client.model_status(MODEL)
     assert (before.state, before.active_requests) == ("unloaded", 0)
     assert (before.estimated_memory_mb or 0) > 0
-    with following(service.url, model_id=MODEL) as followed:
+    with following(service.url, model_id=MODEL, event_type="model.*") as followed:
         client.embed(MODEL, "the cat")
         client.embed(MODEL, "the cat")
         status = client.model_status(MODEL)
