@@ -32,6 +32,7 @@ class Service:
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.url = self.grpc_url = ""
+        self.python = sys.executable
         self.program: tuple[str, ...] = ("-m", "controlplane")
 
     @property
@@ -65,7 +66,7 @@ class Service:
         (self.data_dir / "server.json").unlink(missing_ok=True)
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, "serve"],
+                [self.python, *self.program, "serve"],
                 cwd=self.home,
                 env=self.environment(),
                 stdout=log,

@@ -165,6 +165,23 @@ def has_null(value):
     return value is None
 
 
+# -- plugins -----------------------------------------------------------------------------------
+
+
+async def test_plugins_are_listed_with_what_is_wrong_with_them(http: httpx.AsyncClient) -> None:
+    answer = (await http.get("/api/v1/plugins")).json()
+    ours = {p["name"]: p for p in answer["data"] if p["kind"] == "converter"}
+    assert ours["txt2embed"] == {
+        "kind": "converter",
+        "name": "txt2embed",
+        "target": "converters.text_embedding:convert",
+        "distribution": "modelmora",
+        "version": ours["txt2embed"]["version"],
+        "ok": True,
+    }
+    assert {"txt2embed", "custom"} <= set(answer["tasks"])
+
+
 # -- cache -------------------------------------------------------------------------------------
 
 
