@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -423,7 +422,7 @@ class RestServer:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self._answers = {key: [answer] for key, answer in RECORDED.items()}
-        self._asked = defaultdict(threading.Event)
+        self._asked = threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
@@ -438,7 +437,12 @@ class RestServer:
 
     def wait_for(self, method: str, path: str) -> None:
         """Wait until that request has come."""
-        assert self._asked[method, path].wait(30), f"no {method} {path} came"
+
+        def came() -> bool:
+            return any((r.method, r.path) == (method, path) for r in self.requests)
+
+        with self._asked:
+            assert self._asked.wait_for(came, 60), f"no {method} {path} came"
 
     def close(self) -> None:
         self._server.shutdown()
@@ -446,8 +450,9 @@ class RestServer:
         self._server.server_close()
 
     def _answer(self, request: Request) -> tuple[int, Any]:
-        self.requests.append(request)
-        self._asked[request.method, request.path].set()
+        with self._asked:
+            self.requests.append(request)
+            self._asked.notify_all()
         missing = [(404, error("NOT_FOUND", f"There is no {request.path} here."))]
         answers = self._answers.get((request.method, request.path), missing)
         return answers.pop(0) if len(answers) > 1 else answers[0]

@@ -96,7 +96,7 @@ class Service:
         family = self.family()
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(STOP_TIMEOUT)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=30)
         assert not alive, f"left behind: {alive}"
         return code
 

@@ -119,8 +119,8 @@ async def test_a_triton_that_is_away_at_the_start_and_later(
 
     async with httpx.AsyncClient(timeout=60) as http:
 
-        async def ask() -> httpx.Response:
-            body = {"input_data": {"text": "hello"}}
+        async def ask(seconds: int) -> httpx.Response:
+            body = {"input_data": {"text": "hello"}, "timeout_seconds": seconds}
             return await http.post(f"{service.url}/api/v1/infer/{model_id}", json=body)
 
         async def ready() -> int:
@@ -141,17 +141,17 @@ async def test_a_triton_that_is_away_at_the_start_and_later(
             await asyncio.to_thread(service.start)
             assert await is_away()
             await asyncio.to_thread(install)
-            refused = await ask()
+            refused = await ask(2)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
             await wire.open()
             await eventually(is_ready)
-            assert (await ask()).status_code == 200
+            assert (await ask(60)).status_code == 200  # loading takes a while
             await wire.cut()
             await eventually(is_away)
-            assert (await ask()).status_code == 503
+            assert (await ask(2)).status_code == 503
             await wire.open()  # the server has the model still: it is no stranger's
             await eventually(is_ready)
-            assert (await ask()).status_code == 200
+            assert (await ask(60)).status_code == 200  # loading takes a while
             assert await asyncio.to_thread(service.stop) == 0
         finally:
             await asyncio.to_thread(service.end)

@@ -160,7 +160,7 @@ def test_a_converter_that_is_killed_fails_the_install_with_the_reason(
     killer = threading.Thread(target=kill_converter)
     killer.start()
     with own.client() as client, pytest.raises(InstallFailed, match="SIGKILL"):
-        client.install(TINY, source_url=tiny.as_uri(), timeout=60)
+        client.install(TINY, source_url=tiny.as_uri(), timeout=120)
     killer.join()
     assert own.stop() == 0
 

@@ -116,7 +116,7 @@ def test_a_client_that_leaves_takes_its_lease_along(
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(head.encode() + sent)
             until(lambda: active(service) == 1)
-        until(lambda: active(service) == 0, seconds=5.0)
+        until(lambda: active(service) == 0)
     httpx.post(service.url + path, json=body, timeout=60).raise_for_status()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.hub import LocalHub
+from tests.programs import program
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -251,16 +252,16 @@ def test_a_server_that_is_killed_in_a_sync_goes_on_with_the_next(
     two("uninstall", OTHER, "--force")
     shutil.rmtree(second.data_dir / "cache")  # else nothing would have to be downloaded
     hub.stall("org/other/resolve", after=10)
-    syncing = subprocess.Popen(
+    with program(
         [sys.executable, "-m", "controlplane", "sync", "--url", second.url],
         cwd=second.home,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )
-    assert hub.stalled.wait(60)
-    second.kill()
-    assert syncing.wait(60) != 0
+    ) as syncing:
+        assert hub.stalled.wait(60)
+        second.kill()
+        assert syncing.wait(60) != 0
     second.start()
     assert two.json("info", OTHER)["status"] != "failed"  # the server resumes it by itself
     assert two.json("sync")["status"] == "succeeded"

@@ -381,7 +381,7 @@ def test_a_service_killed_while_it_installs_finishes_with_the_next_start(
         running.kill()
         running.start()
         with running.client() as client:
-            assert client.install("own/killed", timeout=60).status == "ready"
+            assert client.install("own/killed", timeout=120).status == "ready"
         for answer in both(running, "own--killed", text(b"x")):
             assert answer["echo"].tolist() == [[b"CAT\nDOG\n"]]
         assert list((running.model_repository / ".staging").iterdir()) == []
@@ -433,7 +433,7 @@ def test_a_catalog_file_may_list_it(service: Service, tmp_path: Path) -> None:
     synced = modelmora(service, "catalog", "sync", "--file", str(tmp_path / "modelmora.yaml"))
     assert synced.returncode == 0, synced.stdout + synced.stderr
     with service.client() as client:
-        assert client.install("own/listed", timeout=30).task_type == "custom"
+        assert client.install("own/listed", timeout=120).task_type == "custom"
     for answer in both(service, "own--listed", text(b"x")):
         assert answer["echo"].tolist() == [[b"x"]]
 
@@ -449,7 +449,7 @@ def test_an_archive_is_taken_where_the_operator_trusts_archives(tmp_path: Path) 
         running = Service(tmp_path / "trusting", **trusting).start()
         try:
             with running.client() as client:
-                model = client.install("web/echo", source_url=f"{web.url}/echo.tar.gz", timeout=60)
+                model = client.install("web/echo", source_url=f"{web.url}/echo.tar.gz", timeout=120)
             assert model.task_type == "custom"
             for answer in both(running, "web--echo", text(b"x")):
                 assert answer["echo"].tolist() == [[b"x"]]

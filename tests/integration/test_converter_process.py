@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,14 +18,17 @@ import numpy as np
 import pytest
 
 from tests import models
+from tests.programs import program
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    Start = Callable[..., subprocess.Popen[str]]
 
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 60
+DEADLINE = 180
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +41,16 @@ def command(source: Path, output: Path, *arguments: str) -> list[str]:
     return [*base, "--source", str(source), "--output", str(output), *arguments]
 
 
-def start(source: Path, output: Path, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(source, output),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        **options,
-    )
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with contextlib.ExitStack() as started:
+
+        def begin(source: Path, output: Path, **options: Any) -> subprocess.Popen[str]:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            running = program(command(source, output), cwd=ROOT, **pipes, **options)
+            return started.enter_context(running)
+
+        yield begin
 
 
 def events_until(process: subprocess.Popen[str], phase: str) -> Iterator[dict[str, Any]]:
@@ -124,7 +129,7 @@ def test_manifest_lists_every_file(source: Path, tmp_path: Path) -> None:
         assert file["size"] == (tmp_path / "out" / file["path"]).stat().st_size
 
 
-def test_refusal_is_one_line_and_a_traceback_on_stderr(tmp_path: Path) -> None:
+def test_refusal_is_one_line_and_a_traceback_on_stderr(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, tmp_path / "out")
     stdout, stderr = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1
@@ -148,7 +153,7 @@ def test_faulty_command_line() -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_leaves_only_the_output_folder(
-    how: signal.Signals, source: Path, tmp_path: Path
+    how: signal.Signals, start: Start, source: Path, tmp_path: Path
 ) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -161,7 +166,7 @@ def test_killed_leaves_only_the_output_folder(
     assert list(scratch.iterdir()) == []
 
 
-def test_reader_gone_ends_the_conversion(source: Path, tmp_path: Path) -> None:
+def test_reader_gone_ends_the_conversion(start: Start, source: Path, tmp_path: Path) -> None:
     """A control plane that was killed must not leave a converter at work."""
     process = start(source, tmp_path / "out")
     list(events_until(process, "load"))
@@ -174,7 +179,7 @@ def test_reader_gone_ends_the_conversion(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_write_that_does_not_fit(source: Path, tmp_path: Path) -> None:
+def test_write_that_does_not_fit(start: Start, source: Path, tmp_path: Path) -> None:
     """Files are limited to 40 kB; the graph is larger."""
     limit = (40_000, 40_000)
     process = start(

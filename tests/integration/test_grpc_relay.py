@@ -304,13 +304,21 @@ async def test_priority_and_timeout_of_a_request(gateway):
 
 # -- deaths ------------------------------------------------------------------------------------
 
+SLOW_ONCE = """
+begun = {!r}
+if not os.path.exists(begun):
+    open(begun, "w").close()
+    time.sleep(30)
+"""
+
 
 @pytest.fixture
 async def own(tmp_path):
     """A Triton of the test's own, to be killed."""
     models = TritonModels(tmp_path / "repository")
     models.echo("org--echo")
-    models.write("org--slow", execute="time.sleep(0.5)")
+    # its first request takes long, those after it do not
+    models.write("org--slow", execute=SLOW_ONCE.format(str(tmp_path / "begun")))
     server = EmbeddedTriton(tmp_path / "repository", tmp_path / "state")
     await server.start()
     client = TritonClient(server.endpoints)
@@ -383,13 +391,12 @@ async def test_a_stream_ends_with_the_server_it_ran_in_and_the_connection_stays(
         assert text_of(await client.infer("org/echo", inputs_of("again"))) == "again"
 
 
-async def test_a_request_survives_the_death_of_its_models_process(own):
+async def test_a_request_survives_the_death_of_its_models_process(own, tmp_path):
     server = own.services.server
     async with triton_grpc.InferenceServerClient(own.grpc_address) as client:
         await client.get_model_metadata("org/slow")
         asking = asyncio.create_task(client.infer("org/slow", inputs_of("phoenix")))
-        await eventually(lambda: own.leases("org/slow") == 1)
-        await asyncio.sleep(0.1)  # into the model
+        await eventually((tmp_path / "begun").exists)
         for pid in server.stub_pids("org--slow", 1):
             os.kill(pid, signal.SIGKILL)
         assert text_of(await asking) == "phoenix"

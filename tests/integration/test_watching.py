@@ -16,32 +16,31 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from controlplane.cli import exits
 from controlplane.client import ModelMoraApiError, ModelMoraClient
-from tests.models import tiny_bert
+from tests.prepared import TINY as MODEL
+from tests.prepared import copied
 from tests.programs import program
 from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from controlplane.client_types import Event
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
-MODEL = "tests/watched"
 PROGRAM = [sys.executable, "-m", "controlplane"]
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, installed_home: Path) -> Iterator[Service]:
     """A server with a model, on a port that it has again after a restart."""
-    home = tmp_path_factory.mktemp("watching")
+    home = copied(installed_home, tmp_path_factory.mktemp("watching") / "home")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    running = Service(home, PORT=str(port)).start()
+    running = Service(home, PORT=str(port))
     try:
-        with running.client() as client:
-            client.install(MODEL, source_url=tiny_bert(home / "tiny").as_uri(), timeout=120)
-        yield running
+        yield running.start()
     finally:
         running.end()
 
@@ -107,7 +106,7 @@ def test_states_and_events_of_a_life(service: Service, client: ModelMoraClient) 
     before = client.model_status(MODEL)
     assert (before.state, before.active_requests) == ("unloaded", 0)
     assert (before.estimated_memory_mb or 0) > 0
-    with following(service.url, model_id=MODEL) as followed:
+    with following(service.url, model_id=MODEL, event_type="model.*") as followed:
         client.embed(MODEL, "the cat")
         client.embed(MODEL, "the cat")
         status = client.model_status(MODEL)
@@ -152,7 +151,7 @@ def test_the_manager_s_view_and_the_metrics_agree(client: ModelMoraClient) -> No
 
 
 def test_a_failed_load_is_shown_with_its_reason(service: Service, client: ModelMoraClient) -> None:
-    (weights,) = service.model_repository.glob("tests--watched/*/model.onnx")
+    (weights,) = service.model_repository.glob("tests--tiny-bert/*/model.onnx")
     aside = weights.rename(weights.with_suffix(".aside"))
     weights.write_bytes(b"no weights today")
     try:

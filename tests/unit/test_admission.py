@@ -12,7 +12,7 @@ from controlplane.errors import InferenceTimeout, QueueFull
 from controlplane.lifecycle.admission import Gate
 
 
-def soon(seconds: float = 10.0) -> float:
+def soon(seconds: float = 60.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 

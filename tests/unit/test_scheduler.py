@@ -90,7 +90,7 @@ async def until(condition: object) -> None:
     raise AssertionError("the condition never came true")
 
 
-def soon(seconds: float = 10.0) -> float:
+def soon(seconds: float = 60.0) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 

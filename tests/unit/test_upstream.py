@@ -71,11 +71,11 @@ async def pool_before(server):
         await asyncio.sleep(0)  # the transports close in the next turn
 
 
-def in_a_second(seconds=5.0):
+def in_a_second(seconds=30.0):
     return asyncio.get_running_loop().time() + seconds
 
 
-def ask(pool, *, seconds=5.0, again=True, **options):
+def ask(pool, *, seconds=30.0, again=True, **options):
     return pool.request(HEAD, BODY, deadline=in_a_second(seconds), again=again, **options)
 
 
