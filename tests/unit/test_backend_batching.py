@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.engines import BatchCost
-from backends.text_embedding.batching import sub_batches
+from backends.text_embedding.batching import Shapes, sub_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=80)
 COSTS = st.builds(BatchCost, max_tokens=st.integers(1, 2000), call_tokens=st.integers(0, 300))
@@ -68,3 +68,20 @@ def test_a_long_text_does_not_share_a_run_with_short_ones() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert sub_batches([], BatchCost(max_tokens=640, call_tokens=32)) == []
+
+
+def test_lengths_are_rounded_as_the_engine_wants_and_counted_so() -> None:
+    cost = BatchCost(max_tokens=640, call_tokens=32, round_length=16)
+    assert [cost.padded(n) for n in (0, 1, 16, 17, 250)] == [16, 16, 16, 32, 256]
+    assert BatchCost(640, 32).padded(0) == 1
+    # 20 texts of 32 padded tokens fill a run; unrounded, 37 would.
+    assert max(len(batch) for batch in sub_batches([17] * 40, cost)) == 20
+
+
+def test_shapes_that_come_again_run_as_they_are() -> None:
+    cost, shapes = BatchCost(640, 32, round_length=16), Shapes()
+    lengths = [shapes.length(8, 17, cost) for _ in range(6)]
+    assert lengths == [32, 32, 32, 32, 17, 17]
+    for n in range(100):  # mixed ones are forgotten again
+        assert shapes.length(n + 1, 20, cost) == 32
+    assert shapes.length(8, 17, cost) == 32
