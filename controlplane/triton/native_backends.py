@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from controlplane.triton.failures import ModelFailed, RequestRejected, TritonError
+from controlplane.triton.failures import ModelFailed, RequestRejected, TritonError, TritonTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,9 @@ async def _has(client: TritonClient, backend: str) -> bool:
         await client.load(name, json.dumps(config), timeout=TIMEOUT, files=files)
     except (ModelFailed, RequestRejected) as error:
         return _ABSENT not in str(error)
+    except TritonTimeout as error:  # whatever it does, it is not to be relied on
+        log.warning("Triton does not tell", backend=backend, reason=str(error))
+        return False
     await _unload(client, name)  # it took it for a model
     return True
 
