@@ -15,6 +15,7 @@ from controlplane.client_types import (
     InstallFailed,
     ModelInfo,
     ModelMoraApiError,
+    OnProgress,
     Progress,
     ServerUnreachable,
     WaitTimeout,
@@ -22,15 +23,20 @@ from controlplane.client_types import (
 
 _POLL_SECONDS = 0.25
 _OPERATIONS = "/api/v1/operations"
-OnProgress = Callable[[Progress], None]
 OnOperation = Callable[[Operation], None]
 
 
 def download(
-    model_id: str, version: str | None = None, *, trust_remote_code: bool = False
+    model_id: str,
+    version: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> Steps[Operation]:
     """Start the installation of a registered model; returns at once, with its operation."""
-    body = given(version=version, trust_remote_code=trust_remote_code or None)
+    trusted = trust_remote_code or None
+    body = given(version=version, trust_remote_code=trusted, engine=engine, precision=precision)
     return ask("POST", model_path(model_id, "/download"), Operation, json=body)
 
 
@@ -119,6 +125,8 @@ def install(
     timeout: float | None = None,
     *,
     trust_remote_code: bool = False,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> Steps[ModelInfo]:
     """Register the model if it is absent, download and convert it, wait until it is ready.
 
@@ -130,6 +138,7 @@ def install(
         on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
         trust_remote_code: let the converter run code of the repository; the server has to allow it.
+        engine, precision: what is to serve it; None chooses the fastest by measurement.
 
     Raises:
         InstallFailed: with the server's reason.
@@ -137,8 +146,14 @@ def install(
     """
     began = time.monotonic()
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
-    yield from _registered(model_id, version, task_type, source_url, trusted)
-    operation = yield from download(model_id, version, trust_remote_code=trust_remote_code)
+    yield from _registered(model_id, version, task_type, source_url, trusted, on_progress)
+    operation = yield from download(
+        model_id,
+        version,
+        trust_remote_code=trust_remote_code,
+        engine=engine,
+        precision=precision,
+    )
     left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
     return (yield from await_installation(operation, on_progress, left))
 
@@ -174,6 +189,7 @@ def _registered(
     task_type: str | None,
     source_url: str | None,
     trusted: dict[str, bool],
+    on_progress: OnProgress | None,
 ) -> Steps[None]:
     """Register the model if it is absent; refuse to take it from elsewhere than before."""
     try:
@@ -181,7 +197,14 @@ def _registered(
     except ModelMoraApiError as error:
         if error.code != "MODEL_NOT_FOUND":
             raise
-        yield from register(model_id, task_type, version=version, source_url=source_url, **trusted)
+        yield from register(
+            model_id,
+            task_type,
+            version=version,
+            source_url=source_url,
+            on_progress=on_progress,
+            **trusted,
+        )
         return
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):

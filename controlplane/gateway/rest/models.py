@@ -23,8 +23,9 @@ from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.catalog import pick
+from controlplane.registry.engine_choice import parse_choice
 from controlplane.registry.model import Model, ModelId
-from controlplane.registry.registration import register
+from controlplane.registry.registration import PATIENCE, register
 from controlplane.registry.remote_code import check_permitted
 from controlplane.registry.upgrades import ensure_version
 
@@ -48,14 +49,16 @@ IfNoneMatch = Annotated[
     operation_id="registerModel",
     summary="Register a model",
     tags=TAGS,
-    responses=failures(400, 409, 413, 415, 502, 507),
+    responses=failures(400, 409, 413, 415, 502, 503, 507),
 )
 async def register_model(
     data: JSONBody[RegisterModelRequest], services: GivenServices
 ) -> ModelResponse:
     """Enter a model in the catalog. Without a task its small files are looked at; for an archive,
-    that takes its download, which the installation then uses."""
-    model = await register(services.installer.shop, data.to_domain())
+    that takes its download, which the installation then uses. While that is not done the answer is
+    503 SOURCE_BEING_READ with `Retry-After`: the same request, sent again, waits for the same
+    download."""
+    model = await register(services.installer.shop, data.to_domain(), patience=PATIENCE)
     name_model(model.model_id)
     return ModelResponse.of(model)
 
@@ -205,10 +208,16 @@ async def download_model(
     trusted = data is not None and data.trust_remote_code
     allowed = services.settings.allow_remote_code
     check_permitted(name, trusted=trusted, allowed=allowed)
-    if wanted is None and trusted:
+    engine, precision = (data.engine, data.precision) if data else (None, None)
+    choice = parse_choice(engine, precision)
+    if wanted is None and (trusted or engine or precision):
         wanted = services.store.get(name).current_version
     if wanted is not None:
-        wanted = ensure_version(services.store, name, wanted, trust_remote_code=trusted).version
+        wanted = ensure_version(
+            services.store, name, wanted, trust_remote_code=trusted, engine_choice=choice
+        ).version
+        if engine or precision:
+            services.installer.choose_engine(name, wanted, choice)
     return accepted(services.installer.install(name, wanted))
 
 
