@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import triton_python_backend_utils as pb_utils
 
+from backends import engines
+from backends.engines.native import member_of
 from backends.errors import BackendError, InputError, RequestAbandoned
 
 if TYPE_CHECKING:
@@ -35,7 +37,12 @@ def log_to_triton() -> None:
 
 
 def version_folder(args: Mapping[str, str]) -> Path:
-    """The folder of the version being loaded, of what Triton gives `initialize`."""
+    """The folder of the version being loaded, of what Triton gives `initialize`.
+
+    Where the control plane has one of Triton's own backends run its graph, `open_engine` opens it
+    there from now on.
+    """
+    engines.use_member(member_of(args))
     return Path(args["model_repository"]) / args["model_version"]
 
 

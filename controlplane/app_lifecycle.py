@@ -48,7 +48,12 @@ class Lifecycle:
     ) -> None:
         memory_log = MemoryLog(_writer(store))
         effects = TritonEffects(
-            client, server, repository, gpus=find_gpus(), on_load=memory_log.loaded
+            client,
+            server,
+            repository,
+            gpus=find_gpus(),
+            native_backends=settings.native_backends,
+            on_load=memory_log.loaded,
         )
         self.scheduler = Scheduler(
             effects,

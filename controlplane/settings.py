@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         allow_shared_memory: let clients of /v2 and gRPC register system shared memory with Triton,
             which reads and writes it with its own rights: only where all clients are trusted.
         triton_grpc_url: host:port of an external Triton; None means the embedded server.
+        native_backends: Triton's own backends that may run exported graphs where it has them:
+            onnxruntime, openvino, the preferred one first.
         triton_control_header: `NAME=VALUE`, the header that opens the restricted APIs of an
             external Triton (its --grpc-restricted-protocol); a secret.
     """
@@ -94,6 +96,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     triton_http_url: str | None = None
     triton_metrics_url: str | None = None
     triton_control_header: str | None = None
+    native_backends: tuple[str, ...] = ()
 
     @property
     def memory_budget_mb(self) -> int:
@@ -272,7 +275,7 @@ def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
 
 
 # Settings with a list value are written with commas in the environment.
-_LIST_KEYS = {"preload", "ready_model_dirs"}
+_LIST_KEYS = {"preload", "ready_model_dirs", "native_backends"}
 # Read by our own tools, not settings of the service.
 _OTHER_ENV = {"MODELMORA_URL", "MODELMORA_CONFIG"}
 
@@ -345,6 +348,8 @@ def _decode_path(target: type, value: Any) -> Any:
     raise msgspec.ValidationError(f"Expected {target.__name__}, got {type(value).__name__}")
 
 
+NATIVE_BACKENDS = ("onnxruntime", "openvino")
+
 _RANGES: dict[str, tuple[float, float, str]] = {
     "port": (0, 65535, "a port from 1 to 65535, or 0 for any free one"),
     "grpc_port": (0, 65535, "a port from 1 to 65535, or 0 for any free one"),
@@ -363,6 +368,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 
 def _check_rule(key: str, written: str, value: Any) -> None:
+    if key == "native_backends" and not set(value) <= set(NATIVE_BACKENDS):
+        raise SettingsError(written, f"must be of {', '.join(NATIVE_BACKENDS)}")
     if value is None or key not in _RANGES:
         return
     low, high, meaning = _RANGES[key]

@@ -77,6 +77,15 @@ class OpenGraph(Protocol):
         """Open a graph; see `open_engine`."""
 
 
+# The model in Triton that runs the graph for this process, if one does: see `native.py`.
+_members: list[str] = []
+
+
+def use_member(name: str | None) -> None:
+    """Have `open_engine` open the graph in Triton instead of in this process."""
+    _members[:] = [name] if name else []
+
+
 def open_engine(
     name: str,
     model_file: Path,
@@ -97,6 +106,10 @@ def open_engine(
     Raises:
         EngineError: unknown engine, or the graph cannot be opened or is not as described.
     """
+    if _members:
+        from backends.engines.native import NativeEngine
+
+        return NativeEngine(_members[0], output_names)
     try:
         entry = plugins.find(GROUP, name)
     except LookupError as error:

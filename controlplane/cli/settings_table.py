@@ -124,4 +124,11 @@ SETTINGS = (
         "Opens its restricted APIs; a secret, better kept in the environment.",
         "modelmora-control=${TRITON_CONTROL_SECRET}",
     ),
+    Setting(
+        "native_backends",
+        "NAME",
+        "Run exported graphs on this backend of that Triton; may be repeated.",
+        "[onnxruntime]",
+        "list",
+    ),
 )

@@ -21,6 +21,7 @@ from controlplane.errors import (
 from controlplane.lifecycle import health, memory, ready_probe
 from controlplane.lifecycle.elsewhere import Probes
 from controlplane.lifecycle.growth import ServerGrowth
+from controlplane.lifecycle.natives import Natives
 from controlplane.lifecycle.unloading import Key, Unloading
 from controlplane.registry import plugins
 from controlplane.triton.failures import (
@@ -31,7 +32,7 @@ from controlplane.triton.failures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from controlplane.lifecycle.gpu import GpuMemory
     from controlplane.lifecycle.memory import MemoryUsage
@@ -86,11 +87,13 @@ class TritonEffects:
         repository: ModelRepository,
         *,
         gpus: GpuMemory | None = None,
+        native_backends: Sequence[str] = (),
         on_load: Callable[[Servable, MemoryUsage], None] = lambda *_: None,
     ) -> None:
         """
         Args:
             gpus: where memory on GPUs is asked for; None where there are none.
+            native_backends: Triton's own that may run graphs, where it has them.
             on_load: told what each load was measured to take.
         """
         self._client = client
@@ -102,6 +105,7 @@ class TritonEffects:
         self._growth = ServerGrowth(server, gpus)
         self.probes = Probes()
         self._unloading = Unloading(client, server, repository)
+        self.natives = Natives(client, repository, native_backends)
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def fit_together(self, one: Servable, other: Servable) -> bool:
@@ -133,7 +137,9 @@ class TritonEffects:
         name, number = servable.key
         try:
             before = await self._growth.begin()
+            await self.natives.learn()
             beside = await self._client.ready_versions(name) - {number}
+            await self.natives.load(name, number, timeout)
             config = self._repository.load_config(name, number, *sorted(beside))
             await self._call_load(servable, config, timeout)
             self._unloading.note_process(servable.key)
@@ -218,7 +224,10 @@ class TritonEffects:
 
     async def _unload(self, name: str, number: int, timeout: float) -> None:
         self._growth.disturb()
-        await self._unloading.unload(name, number, timeout)
+        try:
+            await self._unloading.unload(name, number, timeout)
+        finally:
+            await self.natives.unload(name, number, timeout)
 
     async def unload_stray(self, name: str, number: int, is_stray: Callable[[], bool]) -> bool:
         """Unload a version that somebody else has loaded; False when it is wanted by now.

@@ -29,13 +29,14 @@ import structlog
 
 from controlplane.errors import ExportFailed, InsufficientDisk
 from controlplane.registry import artefact_rules, plugins, root_files
-from controlplane.triton import model_config
+from controlplane.triton import model_config, native_config
 from controlplane.triton.ready_config import READY_MADE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from controlplane.registry.model import ModelId
+    from controlplane.triton.native_config import Member
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +58,8 @@ class ModelRepository:
         self.root = root.absolute()
         self._staging = self.root / STAGING
         self._manifests: dict[tuple[str, int], dict[str, Any]] = {}
+        # Triton's own backends that run graphs for us; set when the server has told which it has.
+        self.native_backends: tuple[str, ...] = ()
 
     def new_staging(self) -> Path:
         """A fresh empty folder on the repository's file system, for an artefact in the making."""
@@ -198,7 +201,28 @@ class ModelRepository:
 
     def _read_config(self, triton_name: str, triton_version: int) -> Any:
         path = self.root / triton_name / str(triton_version) / CONFIG
-        return model_config.read_pbtxt(path.read_text(encoding="utf-8"))
+        config = model_config.read_pbtxt(path.read_text(encoding="utf-8"))
+        if native := self._native_backend(triton_name, triton_version):
+            config.parameters[native_config.PARAMETER].string_value = native
+        return config
+
+    def native_member(self, triton_name: str, triton_version: int) -> Member | None:
+        """The member that runs a version's graph; None where its own process does.
+
+        Raises:
+            FileNotFoundError: no such version.
+        """
+        backend = self._native_backend(triton_name, triton_version)
+        if backend is None:
+            return None
+        manifest = self.manifest(triton_name, triton_version)
+        return native_config.member(triton_name, triton_version, manifest, backend)
+
+    def _native_backend(self, triton_name: str, triton_version: int) -> str | None:
+        if not self.native_backends:
+            return None
+        manifest = self.manifest(triton_name, triton_version)
+        return native_config.choose(manifest, self.native_backends)
 
     def manifest(self, triton_name: str, triton_version: int) -> dict[str, Any]:
         """The version's manifest, read once.

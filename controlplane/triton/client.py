@@ -143,7 +143,14 @@ class TritonClient:
             if not entry.name.startswith(".")  # our staging folder: Triton lists every folder
         ]
 
-    async def load(self, name: str, config_json: str | None = None, *, timeout: float) -> None:
+    async def load(
+        self,
+        name: str,
+        config_json: str | None = None,
+        *,
+        timeout: float,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Load a model and return when it is ready.
 
         One load at a time per model: two at once load it twice (server#7018). Unload before
@@ -152,6 +159,8 @@ class TritonClient:
         Args:
             config_json: the model configuration to use instead of the folder's config.pbtxt.
             timeout: seconds; Triton goes on loading after that, see `TritonServer.kill_stubs`.
+            files: the whole content of the model's folder by path within it; the repository is not
+                looked at, and the index does not show such a model.
 
         Raises:
             ModelUnknown: no such folder in the repository.
@@ -159,7 +168,11 @@ class TritonClient:
             TritonTimeout: with the state that the index shows.
         """
         call = self._grpc.load_model(
-            name, headers=self._headers, config=config_json, client_timeout=timeout
+            name,
+            headers=self._headers,
+            config=config_json,
+            files=files and {f"file:{path}": content for path, content in files.items()},
+            client_timeout=timeout,
         )
         try:
             await self._guard(call, timeout)

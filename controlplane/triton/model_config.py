@@ -39,13 +39,13 @@ def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[
     for tensor in manifest["inputs"]:
         config.input.add(
             name=tensor["name"],
-            data_type=_data_type(tensor["datatype"]),
+            data_type=data_type(tensor["datatype"]),
             dims=tensor["shape"],
             optional=bool(tensor.get("optional", False)),
         )
     for tensor in manifest["outputs"]:
         config.output.add(
-            name=tensor["name"], data_type=_data_type(tensor["datatype"]), dims=tensor["shape"]
+            name=tensor["name"], data_type=data_type(tensor["datatype"]), dims=tensor["shape"]
         )
     if manifest.get("decoupled"):
         config.model_transaction_policy.decoupled = True
@@ -61,7 +61,12 @@ def build_model_config(triton_name: str, triton_version: int, manifest: Mapping[
     return config
 
 
-def _data_type(datatype: str) -> int:
+def data_type(datatype: str) -> int:
+    """Triton's number of a datatype of KServe v2.
+
+    Raises:
+        ValueError: there is none.
+    """
     name = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
     return int(model_config_pb2.DataType.Value(name))
 
