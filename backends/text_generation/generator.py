@@ -75,7 +75,7 @@ class Generator:
     def close(self) -> None:
         """Stop computing and let go of the model's memory."""
         self._scheduler.stop()
-        del self._model, self._decoder
+        del self._model, self._decoder, self._scheduler
         gc.collect()
         machine.return_free_memory()
 
