@@ -20,6 +20,11 @@ CHAT_TEMPLATE = (
     "<|{{ message.role }}|>{{ message.content }}<end>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<end>"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 PROMPTS = (
     "the cat plays in the house and",
     "a river",
@@ -143,6 +148,115 @@ def tiny_bart(folder: Path) -> Path:
     model = _built(BartForConditionalGeneration, config)
     model.generation_config.num_beams = 4
     return _write(folder, model, tokenizer)
+
+
+def tiny_blip(folder: Path) -> Path:
+    """A BLIP: captions, and continues the beginning of one."""
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    vocab = models._wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"])
+    tokenizer = BertTokenizer(vocab=vocab, model_max_length=64)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = sizes | {
+        "vocab_size": len(tokenizer),
+        "encoder_hidden_size": 32,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "bos_token_id": vocab["[DEC]"],
+        "sep_token_id": vocab["[SEP]"],
+        "eos_token_id": vocab["[SEP]"],
+        "pad_token_id": vocab["[PAD]"],
+        "initializer_range": _SPREAD,
+    }
+    vision = sizes | {"intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = BlipConfig(text_config=text, vision_config=vision, projection_dim=32)
+    model = _built(BlipForConditionalGeneration, config)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    return _write(folder, model, BlipProcessor(images, tokenizer))
+
+
+def tiny_vit_gpt2(folder: Path) -> Path:
+    """A vision encoder and a GPT-2 that reads it, with an image processor and a tokenizer."""
+    from transformers import (
+        GPT2Config,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+    )
+
+    tokenizer = _byte_level(bos=False)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = ViTConfig(hidden_size=32, intermediate_size=64, image_size=32, patch_size=8, **sizes)
+    text = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        initializer_range=_SPREAD,
+        **_special(tokenizer),
+    )
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id = tokenizer.bos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    model = _built(VisionEncoderDecoderModel, config)
+    for name in ("decoder_start", "pad", "eos"):
+        value = getattr(config, f"{name}_token_id")
+        setattr(model.generation_config, f"{name}_token_id", value)
+    _write(folder, model, tokenizer)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def tiny_llava(folder: Path) -> Path:
+    """A LLaVA: CLIP's vision tower before a Llama, asked through a chat template."""
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    tokenizer = _byte_level(bos=True)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = CLIPVisionConfig(**sizes, intermediate_size=64, image_size=32, patch_size=8)
+    text = LlamaConfig(
+        **sizes,
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        max_position_embeddings=CONTEXT,
+        initializer_range=_SPREAD,
+        **_special(tokenizer),
+    )
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token,
+        vision_feature_layer=-1,
+        image_seq_length=16,
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    model = _built(LlavaForConditionalGeneration, config)
+    return _write(folder, model, processor)
 
 
 def _byte_level(*, bos: bool) -> Any:

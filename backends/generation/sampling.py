@@ -72,10 +72,11 @@ class Sampler:
         return token
 
 
-def configuration(model: Any, asked: Generation, prompt_length: int) -> Any:
-    """transformers' configuration of one generation.
+def generate_options(model: Any, asked: Generation) -> dict[str, Any]:
+    """What `generate` is to be told.
 
-    Beams are switched off: a token that was sent cannot be taken back.
+    Beams are switched off: a token that was sent cannot be taken back, and the same model gives
+    the same text whether it is streamed or not.
     """
     own = model.generation_config
     values = {
@@ -92,15 +93,21 @@ def configuration(model: Any, asked: Generation, prompt_length: int) -> Any:
             # Not transformers' 50, which nobody asked for.
             "top_k": (own.top_k or 0) if asked.top_k is None else asked.top_k,
         }
-    given = {name: value for name, value in values.items() if value is not None}
-    config, _ = model._prepare_generation_config(None, **given)  # noqa: SLF001
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def configuration(model: Any, asked: Generation, prompt_length: int) -> Any:
+    """transformers' configuration of one generation whose steps we take ourselves."""
+    config, _ = model._prepare_generation_config(None, **generate_options(model, asked))  # noqa: SLF001
     config.max_length = prompt_length + asked.max_tokens  # where a forced end belongs
     model._prepare_special_tokens(config, True, device="cpu")  # noqa: FBT003, SLF001
     return config
 
 
 def end_tokens(model: Any) -> frozenset[int]:
-    """Tokens that end a generation, by the model's generation_config.json."""
+    """Tokens that end a generation, by the model's generation_config.json; BLIP's own else."""
     named = model.generation_config.eos_token_id
-    listed = named if isinstance(named, list) else [named]
+    listed = list(named) if isinstance(named, list) else [named]
+    if model.config.model_type == "blip":  # its generate takes this one
+        listed.append(model.config.text_config.sep_token_id)
     return frozenset(int(token) for token in listed if token is not None)

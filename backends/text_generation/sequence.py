@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from backends.text_generation.stopping import StopStrings
+from backends.generation.stopping import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from backends.errors import BackendError
     from backends.generation.sampling import Sampler
     from backends.text_generation.decoding import State
-    from backends.text_generation.detokenizing import Detokenizer
+    from backends.generation.detokenizing import Detokenizer
     from backends.text_generation.requests import GenerationRequest
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
