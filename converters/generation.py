@@ -31,6 +31,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # How much faster bf16 must be to be worth the digits it loses.
 _WORTH = 1.2
 _TIMED_RUNS = 7
+# What a process takes that has imported torch and transformers, and computes.
+_FRAMEWORK_BYTES = 400 * 2**20
+_ROOM = 1.2  # of the weights' size, for what a forward pass holds
 # Sizes beyond which a layer is only timed in part: it tells as much, and takes no memory.
 _LARGEST_TIMED = 4096
 _NAMED_SIZES = ("intermediate_size", "ffn_dim", "d_ff", "decoder_ffn_dim", "n_inner")
@@ -222,6 +225,19 @@ def base_manifest(
             for name in ("modelmora", "torch", "transformers")
         },
     }
+
+
+def load_bytes(model: Any, kv_bytes: int = 0) -> int:
+    """The size whose one and a half times the registry takes for what the loaded model needs.
+
+    Measured needs take its place after the first load.
+
+    Args:
+        kv_bytes: what keys and values of running requests may take at most.
+    """
+    held = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    need = int(held * _ROOM) + kv_bytes + _FRAMEWORK_BYTES
+    return need * 2 // 3
 
 
 def tensor(name: str, datatype: str = "BYTES", *, optional: bool = False) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
     tokenizer = getattr(parts[-1], "tokenizer", parts[-1])
     image = base64.b64encode(_probe_image()[1]).decode()
     return base | {
+        "load_bytes": generation.load_bytes(model),
         "inputs": [
             generation.tensor("image_input"),
             generation.tensor("text_input", optional=True),

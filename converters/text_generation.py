@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Where neither configuration nor tokenizer limits the length.
 _UNLIMITED_CONTEXT = 8192
 _SMOKE_TOKENS = 4
+_LARGEST_KV = 512 * 2**20
+_MOST_RUNNING = 32  # requests at once, as the backend has it
 # Two prompts of different lengths, whose scores must not depend on the padding between them.
 _SHORT, _LONG = "hello", "hello, this is a somewhat longer text than the other one"
 # Of the logits' spread; sums in another order differ by some 1e-6 in float32, 1e-2 in bfloat16.
@@ -81,8 +83,10 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
         model=model,
         weights=weights,
     )
+    context = generation.context_length(config, tokenizer, _UNLIMITED_CONTEXT)
     return base | {
         "decoupled": True,
+        "load_bytes": generation.load_bytes(model, _kv_bytes(per_token, context)),
         "inputs": [
             generation.tensor("text_input", optional=True),
             generation.tensor("messages", optional=True),
@@ -92,15 +96,22 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
         "text_generation": {
             "model_folder": MODEL_FOLDER,
             "kind": kind,
-            "context_length": generation.context_length(config, tokenizer, _UNLIMITED_CONTEXT),
+            "context_length": context,
             "chat_template": generation.has_chat_template(tokenizer),
             "together": together,
             "kv_bytes_per_token": per_token,
+            "kv_bytes": _kv_bytes(per_token, context),
             "safetensors": weights.safe,
             "end_tokens": generation.end_tokens(model),
             "defaults": generation.defaults(model),
         },
     }
+
+
+def _kv_bytes(per_token: int, context: int) -> int:
+    """Memory for keys and values of all running requests: one of full length always fits."""
+    one = per_token * context
+    return max(one, min(_LARGEST_KV, _MOST_RUNNING * one))
 
 
 def _classes() -> dict[str, set[str]]:

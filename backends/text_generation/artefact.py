@@ -25,6 +25,7 @@ class TextGenerationArtefact:
         has_chat_template: conversations can be put into a prompt.
         together: requests may be padded and computed side by side.
         kv_bytes_per_token: what a token takes in memory while its request runs.
+        kv_bytes: what all running requests' tokens may take.
         safe: the weights are safetensors.
     """
 
@@ -36,6 +37,7 @@ class TextGenerationArtefact:
     has_chat_template: bool
     together: bool
     kv_bytes_per_token: int
+    kv_bytes: int
     safe: bool
 
 
@@ -58,6 +60,7 @@ def read_artefact(folder: Path) -> TextGenerationArtefact:
             has_chat_template=bool(section["chat_template"]),
             together=bool(section["together"]),
             kv_bytes_per_token=int(section["kv_bytes_per_token"]),
+            kv_bytes=int(section["kv_bytes"]),
             safe=bool(section["safetensors"]),
         )
     if artefact.kind not in CLASSES or artefact.context_length < 1:

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# Keys and values of running requests may take so much memory; the manifest's needs count on it.
-KV_BYTES = 512 * 2**20
-
 
 class Generator:
     """One model, its tokenizer, and the thread that computes."""
@@ -36,7 +33,7 @@ class Generator:
             self._decoder = decoding.TogetherDecoder(model)
         else:
             self._decoder = decoding.InTurnDecoder(model)
-        budget = max(artefact.context_length, KV_BYTES // max(1, artefact.kv_bytes_per_token))
+        budget = artefact.kv_bytes // max(1, artefact.kv_bytes_per_token)
         self._scheduler = Scheduler(self._decoder, self._open, token_budget=budget)
 
     @classmethod
