@@ -155,7 +155,9 @@ def _try_out(model: Any, tokenizer: Any) -> int:
     if not all(bool(torch.isfinite(step).all()) for step in output.logits):
         raise ExportFailed("the scores are not finite")
     cache = output.past_key_values
-    caches = [getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")]
+    caches = [
+        getattr(cache, name, None) for name in ("self_attention_cache", "cross_attention_cache")
+    ]
     return sum(_bytes_per_token(part) for part in (caches if any(caches) else [cache]))
 
 

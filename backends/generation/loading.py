@@ -76,7 +76,9 @@ def open_processor(class_name: str, folder: Path) -> Any:
     try:
         return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise EngineError(f"transformers cannot load the {class_name}: {_reason(error)}.") from error
+        raise EngineError(
+            f"transformers cannot load the {class_name}: {_reason(error)}."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

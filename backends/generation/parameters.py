@@ -117,9 +117,7 @@ def _number(
     return float(given)
 
 
-def _integer(
-    parameters: Mapping[str, Any], name: str, smallest: int, largest: int
-) -> int | None:
+def _integer(parameters: Mapping[str, Any], name: str, smallest: int, largest: int) -> int | None:
     given = parameters.get(name)
     if given is None:
         return None

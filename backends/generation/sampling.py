@@ -41,7 +41,7 @@ class Sampler:
         self._samples = asked.samples
         config = configuration(model, asked, len(prompt))
         encoded = None if encoder_prompt is None else torch.tensor([list(encoder_prompt)])
-        self._processors = model._get_logits_processor(  # noqa: SLF001
+        self._processors = model._get_logits_processor(
             config, input_ids_seq_length=len(prompt), encoder_input_ids=encoded, device="cpu"
         )
         self._random = torch.Generator().manual_seed(
@@ -98,9 +98,9 @@ def generate_options(model: Any, asked: Generation) -> dict[str, Any]:
 
 def configuration(model: Any, asked: Generation, prompt_length: int) -> Any:
     """transformers' configuration of one generation whose steps we take ourselves."""
-    config, _ = model._prepare_generation_config(None, **generate_options(model, asked))  # noqa: SLF001
+    config, _ = model._prepare_generation_config(None, **generate_options(model, asked))
     config.max_length = prompt_length + asked.max_tokens  # where a forced end belongs
-    model._prepare_special_tokens(config, True, device="cpu")  # noqa: FBT003, SLF001
+    model._prepare_special_tokens(config, True, device="cpu")
     return config
 
 

@@ -55,7 +55,7 @@ class Describer:
             device=loading.choose_device(device_id),
             safe=artefact.safe,
         )
-        names = ("AutoProcessor",)
+        names: tuple[str, ...] = ("AutoProcessor",)
         if artefact.kind == "encoder_decoder":
             names = ("AutoImageProcessor", "AutoTokenizer")
         parts = tuple(loading.open_processor(name, artefact.folder) for name in names)

@@ -40,7 +40,7 @@ class Listener(StoppingCriteria):  # type: ignore[misc]  # transformers is not t
         self.abandoned = False
         self.count = 0
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002 - theirs
         token = int(input_ids[0, -1])
         self.count += 1
         self._ended = token in self._end_tokens

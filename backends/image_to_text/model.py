@@ -59,7 +59,7 @@ class TritonPythonModel:
             )
         except BackendError as error:
             return triton.failed(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - fails this request alone
             _log.exception("a request failed")
             return triton.failed(EngineError(f"The request failed: {error}."))
         return _response(description)

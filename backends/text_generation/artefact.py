@@ -21,7 +21,8 @@ class TextGenerationArtefact:
     Attributes:
         folder: the model's own files.
         kind: causal or encoder_decoder.
-        context_length: tokens that prompt and answer share; of an encoder-decoder, each has so many.
+        context_length: tokens that prompt and answer share; an encoder-decoder's have each
+            so many.
         has_chat_template: conversations can be put into a prompt.
         together: requests may be padded and computed side by side.
         kv_bytes_per_token: what a token takes in memory while its request runs.

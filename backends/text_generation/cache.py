@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
 # Columns that a buffer grows by: copied once for so many tokens, and not for each.
 _GROWTH = 64
@@ -74,7 +75,7 @@ class Batch:
     def of(cls, rows: Sequence[Row]) -> Batch:
         """Copy rows of other batches together and have them lie in this one."""
         length = max(row.length for row in rows)
-        depth = len(rows[0].batch._layers)  # noqa: SLF001
+        depth = len(rows[0].batch._layers)
         batch = cls([_gathered(rows, number, length) for number in range(depth)], length)
         for index, row in enumerate(rows):
             row.batch, row.index = batch, index

@@ -156,7 +156,8 @@ class InTurnDecoder:
     def _scores(self, state: dict[str, Any], **ids: torch.Tensor) -> Scores:
         with torch.inference_mode():
             output = self._model(**ids, **state, use_cache=True, return_dict=True)
-        return output.logits[0, -1]
+        scores: Scores = output.logits[0, -1]
+        return scores
 
 
 def decoder_start(model: Any) -> tuple[int, ...]:

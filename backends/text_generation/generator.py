@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from backends import machine
 from backends.generation import loading
-from backends.text_generation.artefact import CLASSES, TextGenerationArtefact, read_artefact
 from backends.generation.detokenizing import Detokenizer
+from backends.text_generation.artefact import CLASSES, TextGenerationArtefact, read_artefact
 from backends.text_generation.requests import GenerationRequest, read_request
 from backends.text_generation.scheduler import Scheduler
 from backends.text_generation.sequence import Receiver, Sequence

@@ -47,8 +47,7 @@ class TritonPythonModel:
                 self._begin(request, answer)
             except BackendError as error:
                 answer.fail(error)
-            except Exception as error:
-                # Nobody else would tell the client: execute has no answers to return.
+            except Exception as error:  # noqa: BLE001 - nobody else would tell the client
                 _log.exception("a request could not be read")
                 answer.fail(InputError(f"The request cannot be read: {error}."))
 

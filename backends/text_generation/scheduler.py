@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from backends.errors import BackendError, EngineError, RequestAbandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence as Several
+    from collections.abc import Callable
+    from collections.abc import Sequence as Several
 
     from backends.text_generation.decoding import Decoder
     from backends.text_generation.requests import GenerationRequest
@@ -95,7 +96,7 @@ class Scheduler:
                 self._admit()
                 self._prefill()
                 self._step()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - those who wait are told, the next are served
                 _log.exception("the generation loop failed")
                 self._fail_all(EngineError(f"The generation failed: {_reason(error)}."))
         self._fail_all(RequestAbandoned("The model is being unloaded."))

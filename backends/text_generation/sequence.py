@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from backends.errors import BackendError
+    from backends.generation.detokenizing import Detokenizer
     from backends.generation.sampling import Sampler
     from backends.text_generation.decoding import State
-    from backends.generation.detokenizing import Detokenizer
     from backends.text_generation.requests import GenerationRequest
 
 STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"

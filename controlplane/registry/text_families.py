@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 
 # Encoder-decoders of text. `…ForConditionalGeneration` alone is also what speech models are called.
 _TEXT_TO_TEXT = {
-    *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "encoder-decoder", "fsmt", "led"),
+    *(
+        "bart",
+        "bigbird_pegasus",
+        "blenderbot",
+        "blenderbot-small",
+        "encoder-decoder",
+        "fsmt",
+        "led",
+    ),
     *("longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "nllb-moe", "pegasus", "pegasus_x"),
     *("plbart", "prophetnet", "switch_transformers", "t5", "t5gemma", "umt5"),
 }
@@ -22,7 +30,12 @@ _WHOLE_NAMES = {
     "MarianMTModel": TaskType.TXT2TXT,
     "VisionEncoderDecoderModel": TaskType.IMG2TXT,
 }
-_VISION = {"git", "kosmos-2", "pix2struct", "florence2"}  # vision by another name than vision_config
+_VISION = {
+    "git",
+    "kosmos-2",
+    "pix2struct",
+    "florence2",
+}  # vision by another name than vision_config
 
 
 def writing_task(architecture: str, config: Mapping[str, Any]) -> TaskType | None:

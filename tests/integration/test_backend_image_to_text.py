@@ -114,9 +114,10 @@ def test_chat_models_are_asked_through_their_template(home: Path, picture: bytes
     talked = describe(describer, picture, messages=[{"role": "user", "content": "what plays"}])
     assert asked.text == talked.text == expected
     assert asked.prompt_tokens == talked.prompt_tokens > 16
-    assert describe(describer, picture).text == describe(
-        describer, picture, "Describe the image."
-    ).text
+    assert (
+        describe(describer, picture).text
+        == describe(describer, picture, "Describe the image.").text
+    )
     with pytest.raises(InputError, match="none of the role user"):
         describe(describer, picture, messages=[{"role": "system", "content": "hi"}])
 
@@ -191,6 +192,8 @@ async def test_in_the_server(
     for image, message in hostile.items():
         with pytest.raises(RequestRejected, match=message):
             await ask(image)
-    with pytest.raises(RequestRejected, match="temperature must be a number from 0 to 100, got nan"):
+    with pytest.raises(
+        RequestRejected, match="temperature must be a number from 0 to 100, got nan"
+    ):
         await ask(picture, temperature=float("nan"))
     assert (await ask(picture, max_tokens=1))["completion_tokens"].tolist() == [1]

@@ -310,7 +310,7 @@ def plain(array: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def published(triton: BackgroundTriton, home: Path) -> Iterator[BackgroundTriton]:
+def published(triton: BackgroundTriton, home: Path) -> BackgroundTriton:
     """Llama and T5, loaded once."""
     repository = ModelRepository(triton.repository)
 
@@ -325,7 +325,7 @@ def published(triton: BackgroundTriton, home: Path) -> Iterator[BackgroundTriton
         shutil.copytree(home / f"{name}-artefact", copy)
         repository.publish(model, 1, copy)
         triton.call(load(model))
-    yield triton
+    return triton
 
 
 @pytest.fixture
