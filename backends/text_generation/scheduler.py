@@ -78,7 +78,7 @@ class Scheduler:
                 self._waiting.append((request, receiver))
                 self._changed.notify()
                 return
-        receiver.fail(RequestAbandoned("The model is being unloaded."))
+        _tell(receiver, RequestAbandoned("The model is being unloaded."))
 
     def stop(self) -> None:
         """End the thread; requests that are not answered fail. Returns when it is over."""
@@ -109,15 +109,15 @@ class Scheduler:
 
     def _drop_cancelled(self) -> None:
         for group in (self._starting, self._running):
-            for sequence in [s for s in group if s.receiver.is_gone()]:
+            for sequence in [s for s in group if _is_gone(s.receiver)]:
                 group.remove(sequence)
                 self._guarded(sequence, sequence.cancel)
         with self._changed:
             waiting = list(self._waiting)
-        for entry in [entry for entry in waiting if entry[1].is_gone()]:
+        for entry in [entry for entry in waiting if _is_gone(entry[1])]:
             with self._changed:
                 self._waiting.remove(entry)
-            entry[1].fail(RequestAbandoned("The request was cancelled."))
+            _tell(entry[1], RequestAbandoned("The request was cancelled."))
 
     def _admit(self) -> None:
         while True:
@@ -131,7 +131,7 @@ class Scheduler:
             try:
                 self._starting.append(self._open(request, receiver))
             except Exception as error:  # noqa: BLE001 - fails this request alone
-                receiver.fail(_as_backend_error(error))
+                _tell(receiver, _as_backend_error(error))
 
     def _prefill(self) -> None:
         if not self._starting:
@@ -141,7 +141,7 @@ class Scheduler:
             scores = next(sequence.prefill)
         except Exception as error:  # noqa: BLE001 - fails this request alone
             self._starting.remove(sequence)
-            sequence.receiver.fail(_as_backend_error(error))
+            _tell(sequence.receiver, _as_backend_error(error))
             return
         if scores is None:
             return
@@ -157,7 +157,7 @@ class Scheduler:
         for sequence, scores in zip(running, results, strict=True):
             if isinstance(scores, Exception):
                 self._leave(sequence)
-                sequence.receiver.fail(_as_backend_error(scores))
+                _tell(sequence.receiver, _as_backend_error(scores))
             else:
                 self._guarded(sequence, lambda s=sequence, r=scores: self._take(s, r))  # type: ignore[misc]
 
@@ -170,7 +170,7 @@ class Scheduler:
             act()
         except Exception as error:  # noqa: BLE001 - fails this request alone
             self._leave(sequence)
-            sequence.receiver.fail(_as_backend_error(error))
+            _tell(sequence.receiver, _as_backend_error(error))
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence in self._running:
@@ -184,7 +184,23 @@ class Scheduler:
         self._starting.clear()
         self._running.clear()
         for receiver in receivers:
-            receiver.fail(error)
+            _tell(receiver, error)
+
+
+def _tell(receiver: Receiver, error: BackendError) -> None:
+    """Fail a request; when even that does not reach anybody, the others still go on."""
+    try:
+        receiver.fail(error)
+    except Exception:
+        _log.warning("an error reached nobody: %s", error, exc_info=True)
+
+
+def _is_gone(receiver: Receiver) -> bool:
+    try:
+        return receiver.is_gone()
+    except Exception:
+        _log.warning("a request's state cannot be told", exc_info=True)
+        return True
 
 
 def _longest(request: GenerationRequest) -> int:

@@ -274,6 +274,26 @@ def test_what_breaks_one_generation_leaves_the_others(
     }
 
 
+class Unreachable(Heard):
+    """A receiver that breaks at whatever it is told."""
+
+    def send(self, piece: Piece) -> None:
+        raise OSError("the pipe is closed")
+
+    def fail(self, error: BackendError) -> None:
+        super().fail(error)
+        raise OSError("the pipe is closed")
+
+
+def test_a_receiver_that_breaks_harms_nobody_else(opened: Callable[[str], Generator]) -> None:
+    generator = opened("llama")
+    whole = ask(generator, "a river").text
+    broken = ask(generator, "the cat", Unreachable())
+    beside = ask(generator, "a river")
+    assert isinstance(broken.wait().error, EngineError)
+    assert beside.text == whole
+
+
 def test_a_closed_generator_lets_go_of_the_model(home: Path) -> None:
     generator = Generator.open(home / "llama-artefact")
     running = ask(generator, "the cat", max_tokens=100)
