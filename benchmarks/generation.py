@@ -112,7 +112,7 @@ class InProcess:
         seen: list[float] = []
 
         class Clock(transformers.StoppingCriteria):  # type: ignore[misc]
-            def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
+            def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
                 seen.append(time.perf_counter() - started)
                 return (ids[:, 0] < 0).to(ids.device)  # never
 

@@ -191,14 +191,14 @@ def _tell(receiver: Receiver, error: BackendError) -> None:
     """Fail a request; when even that does not reach anybody, the others still go on."""
     try:
         receiver.fail(error)
-    except Exception:
+    except Exception:  # noqa: BLE001 - the others still go on
         _log.warning("an error reached nobody: %s", error, exc_info=True)
 
 
 def _is_gone(receiver: Receiver) -> bool:
     try:
         return receiver.is_gone()
-    except Exception:
+    except Exception:  # noqa: BLE001 - the others still go on
         _log.warning("a request's state cannot be told", exc_info=True)
         return True
 
