@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from converters.errors import ArtifactNotAccessible, ExportFailed, one_line
+from converters.errors import ArtifactNotAccessible, EngineUnavailable, ExportFailed, one_line
 from converters.sentence_model import read_json
 
 if TYPE_CHECKING:
@@ -87,14 +87,16 @@ def choose_precision(conversion: Conversion, config: Any) -> str:
     that is where a model's time goes. Weights in bf16 also take half the memory.
 
     Raises:
-        ExportFailed: an engine or precision was asked for that this backend does not have.
+        EngineUnavailable: an engine or precision was asked for that this backend does not have.
     """
     if conversion.engine not in (None, ENGINE):
-        raise ExportFailed(f"A model for {conversion.task} is served by {ENGINE} only.")
+        raise EngineUnavailable(f"A model for {conversion.task} is served by {ENGINE} only.")
     if conversion.precision is not None:
         if conversion.precision not in PRECISIONS:
             asked = conversion.precision
-            raise ExportFailed(f"{ENGINE} computes in {' or '.join(PRECISIONS)}, not in {asked}.")
+            raise EngineUnavailable(
+                f"{ENGINE} computes in {' or '.join(PRECISIONS)}, not in {asked}."
+            )
         return conversion.precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
@@ -144,10 +146,11 @@ def load_model(auto: Any, conversion: Conversion, weights: Weights, precision: s
             local_files_only=True,
             use_safetensors=weights.safe,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as error:
         raise ArtifactNotAccessible(f"The weights cannot be loaded: {one_line(error)}.") from error
-    odd = sorted(loading["missing_keys"]) + sorted(str(k) for k in loading["mismatched_keys"])
+    odd = sorted(loading["missing_keys"]) + sorted(name for name, *_ in loading["mismatched_keys"])
     if odd:
         raise ArtifactNotAccessible(
             f"The weights do not fit config.json: {odd[0]}"
