@@ -59,9 +59,31 @@ def load_failure(error: BackendError) -> Exception:
 
 
 def parameters(request: Any) -> dict[str, Any]:
-    """The request's parameters, the model's own and Triton's."""
-    given: dict[str, Any] = json.loads(request.parameters() or "{}")
+    """The request's parameters, the model's own and Triton's.
+
+    Raises:
+        InputError: a number among them is none (NaN, infinite), which Triton writes as no JSON.
+    """
+    try:
+        given: dict[str, Any] = json.loads(request.parameters() or "{}")
+    except ValueError as error:
+        raise InputError("The request's parameters hold what is no finite number.") from error
     return given
+
+
+def one_element(request: Any, name: str) -> Any:
+    """The only element of an input tensor; None when the request has no such input.
+
+    Raises:
+        InputError: it has more than one, or none.
+    """
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return None
+    values = tensor.as_numpy().reshape(-1)
+    if len(values) != 1:
+        raise InputError(f"{name} must have exactly one element, got {len(values)}.")
+    return values[0]
 
 
 def failed(error: BackendError) -> Any:

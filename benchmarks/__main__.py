@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import leases, lifecycle, registry, throughput
+from benchmarks import generation, leases, lifecycle, registry, throughput
 
 if __name__ == "__main__":
+    generation.main([])
     leases.main([])
     lifecycle.main([])
     registry.main([])

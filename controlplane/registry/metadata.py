@@ -20,6 +20,7 @@ from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
 from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.text_families import writing_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +68,6 @@ _BY_PIPELINE = {
 }
 # The end of an architecture's name in config.json.
 _BY_ARCHITECTURE = {
-    "ForCausalLM": TaskType.TXT2TXT,
     "ForSequenceClassification": TaskType.CLASSIFICATION,
     "ForImageClassification": TaskType.CLASSIFICATION,
     "ForQuestionAnswering": TaskType.QUESTION_ANSWERING,
@@ -248,6 +248,8 @@ def _task(
 def _by_architecture(config: Mapping[str, Any]) -> TaskType | None:
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
+    if (writes := writing_task(architecture, config)) is not None:
+        return writes
     for ending, task in _BY_ARCHITECTURE.items():
         if architecture.endswith(ending):
             return task

@@ -338,7 +338,10 @@ class TritonClient:
                 "parameters": dict(parameters) if parameters else None,
             }
 
-        stream = self._grpc.stream_infer(requests(), stream_timeout=timeout)
+        # Without it errors of streams carry a text only, and nothing tells whose fault they are.
+        stream = self._grpc.stream_infer(
+            requests(), stream_timeout=timeout, headers={"triton_grpc_error": "true"}
+        )
         try:
             while True:
                 result, error = await self._translated(anext(stream))

@@ -1,0 +1,1 @@
+"""What the backends that generate text with transformers share: loading, parameters, sampling."""

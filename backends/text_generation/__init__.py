@@ -1,0 +1,1 @@
+"""Triton backend `text_generation`: a prompt or a conversation in, text out, as it comes."""

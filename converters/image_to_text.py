@@ -1,0 +1,142 @@
+"""Task img2txt: a captioning or image-and-text chat repository becomes an artefact of its files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+from converters.conversion import fresh_output
+from converters.errors import ExportFailed, one_line
+from converters.packaging import MODEL_FOLDER, package
+from converters.weights import find_weights
+
+if TYPE_CHECKING:
+    from converters.conversion import Conversion
+    from converters.weights import Weights
+
+_UNLIMITED_CONTEXT = 8192
+_SMOKE_TOKENS = 2
+_PROBE_SIDE = 64  # pixels; smaller ones are refused by some processors
+_QUESTION = "Describe the image."
+
+
+def convert(conversion: Conversion) -> dict[str, Any]:
+    """The converter of the task img2txt: checks that all parts fit together, then packages them.
+
+    The manifest's section `image_to_text` tells the backend what `kind` the model is: `caption`
+    (BLIP and the like: image and, perhaps, the beginning of the text), `encoder_decoder` (ViT-GPT2
+    and the like: the image alone), or `chat` (image and conversation, by the chat template).
+
+    Raises:
+        ConversionError: its subclass tells why; the output is gone then.
+    """
+    weights = find_weights(conversion.source, allow_pickle=conversion.allow_pickle)
+    with fresh_output(conversion.output):
+        conversion.events.progress("load", 0.0, "loading torch and transformers")
+        manifest = _checked(conversion, weights)
+        conversion.events.progress("write", 0.0, "packaging the model's files")
+        package(
+            conversion.source,
+            conversion.output,
+            lambda share: conversion.events.progress("write", share, "packaging"),
+        )
+        from converters.manifest import write_manifest
+
+        return write_manifest(conversion.output, manifest)
+
+
+def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
+    import transformers
+
+    from converters import generation
+
+    config = generation.read_config(conversion, _classes())
+    precision = generation.choose_precision(conversion, config)
+    alone = config.model_type == "vision-encoder-decoder"
+    parts = _processors(conversion, alone=alone)
+    auto = transformers.AutoModelForImageTextToText
+    model = generation.load_model(auto, conversion, weights, precision)
+    conversion.events.progress("load", 1.0, f"loaded, to be served in {precision}")
+    chats = not alone and generation.has_chat_template(parts[0])
+    kind = "encoder_decoder" if alone else "chat" if chats else "caption"
+    conversion.events.progress("verify", 0.0, "describing an image")
+    try:
+        _try_out(model, parts, kind)
+    except Exception as error:
+        raise ExportFailed(f"The model describes no image: {one_line(error)}.") from error
+    conversion.events.progress("verify", 1.0, "it generates")
+    base = generation.base_manifest(
+        conversion.identity,
+        task=conversion.task,
+        backend="image_to_text",
+        precision=precision,
+        model=model,
+        weights=weights,
+    )
+    tokenizer = getattr(parts[-1], "tokenizer", parts[-1])
+    image = base64.b64encode(_probe_image()[1]).decode()
+    return base | {
+        "load_bytes": generation.load_bytes(model),
+        "inputs": [
+            generation.tensor("image_input"),
+            generation.tensor("text_input", optional=True),
+            generation.tensor("messages", optional=True),
+        ],
+        "outputs": generation.OUTPUTS,
+        "probe": {
+            "inputs": {"image_input": {"base64": image}},
+            "parameters": {"max_tokens": 1},
+        },
+        "image_to_text": {
+            "model_folder": MODEL_FOLDER,
+            "kind": kind,
+            "context_length": generation.context_length(config, tokenizer, _UNLIMITED_CONTEXT),
+            "safetensors": weights.safe,
+            "defaults": generation.defaults(model),
+        },
+    }
+
+
+def _classes() -> dict[str, set[str]]:
+    """transformers' classes that make text of an image, by model type."""
+    from transformers.models.auto import modeling_auto as auto
+
+    return {kind: {name} for kind, name in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items()}
+
+
+def _processors(conversion: Conversion, *, alone: bool) -> tuple[Any, ...]:
+    """One processor for both, or those of the image and of the text where there is no such."""
+    import transformers
+
+    from converters import generation
+
+    source = conversion.source
+    if not alone:
+        return (generation.load_processor(transformers.AutoProcessor, source, "processor"),)
+    image = generation.load_processor(transformers.AutoImageProcessor, source, "image processor")
+    return (image, generation.load_processor(transformers.AutoTokenizer, source, "tokenizer"))
+
+
+def _probe_image() -> tuple[Any, bytes]:
+    """A picture and its PNG file."""
+    from PIL import Image
+
+    picture = Image.linear_gradient("L").resize((_PROBE_SIDE, _PROBE_SIDE)).convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return picture, file.getvalue()
+
+
+def _try_out(model: Any, parts: tuple[Any, ...], kind: str) -> None:
+    import torch
+
+    picture = _probe_image()[0]
+    asked: dict[str, Any] = {"images": picture, "return_tensors": "pt"}
+    if kind == "chat":
+        content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
+        conversation = [{"role": "user", "content": content}]
+        asked["text"] = parts[0].apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = parts[0](**asked).to(dtype=model.dtype)
+    with torch.inference_mode():
+        model.generate(**inputs, max_new_tokens=_SMOKE_TOKENS, do_sample=False, num_beams=1)

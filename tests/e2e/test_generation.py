@@ -1,0 +1,130 @@
+"""Text out of the product: installed by id from a hub, without a task, asked by plain clients."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from tests import generation_models as tiny
+from tests.hub import LocalHub
+from tests.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.e2e, pytest.mark.triton, pytest.mark.torch]
+
+LLAMA, BLIP = "tiny/llama", "tiny/blip"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("generation-sources")
+    tiny.tiny_llama(folder / "llama")
+    tiny.tiny_blip(folder / "blip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with LocalHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        hub.add(LLAMA, sources / "llama")
+        hub.add(BLIP, sources / "blip")
+        home = tmp_path_factory.mktemp("generation")
+        running = Service(home).start()
+        try:
+            with running.client() as client:
+                for model in (LLAMA, BLIP):
+                    client.install(model, timeout=120)
+            yield running
+        finally:
+            running.end()
+
+
+@pytest.fixture(scope="module")
+def expected(sources: Path) -> str:
+    """transformers' own greedy continuation of "a river", 24 tokens."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(sources / "llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(sources / "llama")
+    inputs = tokenizer("a river", return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0]
+    text: str = tokenizer.decode(output[inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def test_the_tasks_were_read_from_the_files(service: Service) -> None:
+    tasks = {
+        model: httpx.get(f"{service.url}/api/v1/models/{model}").json()["task_type"]
+        for model in (LLAMA, BLIP)
+    }
+    assert tasks == {LLAMA: "txt2txt", BLIP: "img2txt"}
+
+
+def test_a_plain_grpc_client_streams_text(service: Service, expected: str) -> None:
+    heard: list[Any] = []
+    over = threading.Event()
+
+    def on_response(result: Any, error: Any) -> None:
+        heard.append(error or result)
+        if error or "finish_reason" in {o.name for o in result.get_response().outputs}:
+            over.set()
+
+    tensor = triton_grpc.InferInput("text_input", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([b"a river"], dtype=np.object_))
+    client = triton_grpc.InferenceServerClient(service.grpc_url)
+    client.start_stream(on_response)
+    asked = {"max_tokens": 24, "stream": True}
+    client.async_stream_infer(LLAMA.replace("/", "--"), [tensor], parameters=asked)
+    assert over.wait(60)
+    client.stop_stream()
+    client.close()
+    assert b"".join(each.as_numpy("text_output")[0] for each in heard).decode() == expected
+    assert len(heard) > 5
+
+
+def test_generate_and_generate_stream_through_the_gateway(service: Service, expected: str) -> None:
+    base = f"{service.url}/v2/models/{LLAMA.replace('/', '--')}"
+    whole = httpx.post(
+        f"{base}/generate", json={"text_input": "a river", "max_tokens": 24}, timeout=60
+    )
+    assert whole.json()["text_output"] == expected
+    body = {"text_input": "a river", "parameters": {"max_tokens": 24, "stream": True}}
+    with httpx.stream("POST", f"{base}/generate_stream", json=body, timeout=60) as stream:
+        events = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+    assert "".join(event["text_output"] for event in events) == expected
+    assert events[-1]["finish_reason"] == "length"
+    assert len(events) > 5
+    faulty = httpx.post(f"{base}/generate", json={"text_input": "a", "max_tokens": -1}, timeout=60)
+    assert faulty.status_code == 400
+    assert "max_tokens must be a whole number" in faulty.text
+
+
+def test_an_image_is_described(service: Service) -> None:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.radial_gradient("L").resize((50, 40)).convert("RGB").save(file, "JPEG")
+    tensor = triton_grpc.InferInput("image_input", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([file.getvalue()], dtype=np.object_))
+    client = triton_grpc.InferenceServerClient(service.grpc_url)
+    result = client.infer(BLIP.replace("/", "--"), [tensor], parameters={"max_tokens": 8})
+    client.close()
+    assert result.as_numpy("completion_tokens").tolist() == [8]
+    assert result.as_numpy("text_output")[0].decode()
+
+
+def test_more_memory_was_reserved_than_is_taken(service: Service) -> None:
+    found = httpx.get(f"{service.url}/api/v1/models/{LLAMA}").json()
+    assert found["resource_requirements"]["memory_mb"] >= found["measured_memory_mb"]
