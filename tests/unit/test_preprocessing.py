@@ -69,8 +69,7 @@ def upright(raw: bytes) -> Image.Image:
     """What a user of transformers gives to the processor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
-    return image
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
 
 
 @pytest.mark.parametrize("name", processors())

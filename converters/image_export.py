@@ -1,0 +1,199 @@
+"""Exports a tower to ONNX and holds it against PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from converters import onnx
+from converters.errors import ConversionError, ExportFailed, one_line
+from converters.verify import MAX_ABS_DIFF, measure, onnxruntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from converters.progress import EventStream
+    from converters.verify import Parity
+
+    Pixels = NDArray[np.float32]
+
+_BATCHES = (1, 3, 8)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What is exported.
+
+    Attributes:
+        example: the module's arguments; no open dimension is 1, which tracing takes for a constant.
+        inputs: names of the inputs, each with the names of its open dimensions.
+        output: name of the one output, whose first dimension is open.
+    """
+
+    module: torch.nn.Module
+    example: tuple[torch.Tensor, ...]
+    inputs: Mapping[str, Mapping[int, str]]
+    output: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph that computes what PyTorch computes; `inputs` are those that it really has."""
+
+    exporter: str
+    inputs: tuple[str, ...]
+    parity: Parity
+
+
+def export_until_it_holds(
+    graph: Graph, folder: Path, compare: Callable[[Path], Parity], events: EventStream, what: str
+) -> Exported:
+    """Write `folder`/model.onnx with the first of `onnx.EXPORTERS` whose graph is right.
+
+    Args:
+        compare: holds a model file against PyTorch.
+        what: names the graph in progress messages.
+
+    Raises:
+        ExportFailed: no exporter's is; with the last one's figures or error.
+    """
+    failure = ""
+    folder.mkdir(exist_ok=True)
+    for exporter in onnx.EXPORTERS:
+        events.progress("export", 0.0, f"exporting {what} to ONNX ({exporter})")
+        try:
+            inputs = _export(graph, folder, exporter)
+            events.progress("verify", 0.0, "comparing ONNX Runtime with PyTorch")
+            parity = compare(folder / onnx.MODEL_FILE)
+        except (ConversionError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - exporters raise anything; the next one may do
+            traceback.print_exc()
+            failure = f"{type(error).__name__}: {one_line(error)}"
+            continue
+        if parity.holds:
+            events.progress("verify", 1.0, str(parity))
+            return Exported(exporter, inputs, parity)
+        failure = f"the vectors differ from PyTorch's: {parity}"
+    raise ExportFailed(f"The model cannot be exported to ONNX; {failure}.")
+
+
+def _export(graph: Graph, folder: Path, exporter: str) -> tuple[str, ...]:
+    scratch = folder / ".export"
+    scratch.mkdir()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # As in onnx.export: whether what tracing cannot see matters, verification decides.
+            warnings.simplefilter("ignore")
+            run = _torchscript if exporter == "torchscript" else _dynamo
+            run(graph, scratch / onnx.MODEL_FILE)
+        return onnx._write(scratch / onnx.MODEL_FILE, folder, onnx.EXTERNAL_DATA_ABOVE)
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _torchscript(graph: Graph, path: Path) -> None:
+    axes = {name: dict(open_ones) for name, open_ones in graph.inputs.items()}
+    torch.onnx.export(
+        graph.module,
+        graph.example,
+        path,
+        input_names=list(graph.inputs),
+        output_names=[graph.output],
+        dynamic_axes=axes | {graph.output: {0: "batch"}},
+        opset_version=onnx.OPSET,
+        dynamo=False,
+    )
+
+
+def _dynamo(graph: Graph, path: Path) -> None:
+    dynamic = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        graph.module,
+        graph.example,
+        input_names=list(graph.inputs),
+        output_names=[graph.output],
+        # A tower takes its inputs as *arguments: one tuple of all of them.
+        dynamic_shapes=_shapes(graph, dynamic),
+        opset_version=onnx.OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path, external_data=True)
+
+
+def _shapes(graph: Graph, dynamic: Any) -> tuple[Any, ...]:
+    shapes = tuple(dict.fromkeys(open_ones, dynamic) for open_ones in graph.inputs.values())
+    return shapes if len(graph.inputs) == 1 and "pixel_values" in graph.inputs else (shapes,)
+
+
+class PictureCheck:
+    """PyTorch's vectors of some pixel values, computed once; any number of exports is held
+    against them, fed with the pixel values that the backend itself gives for the same pictures.
+
+    Raises:
+        ExportFailed: the model fails on them, or its own vectors hold what is no number.
+    """
+
+    def __init__(self, tower: torch.nn.Module, reference: Pixels, served: Pixels) -> None:
+        self._served = served
+        try:
+            with torch.no_grad():
+                parts = [tower(torch.from_numpy(part)).numpy() for part in _batches(reference)]
+        except Exception as error:
+            traceback.print_exc()
+            raise ExportFailed(
+                "The model does not take what its image processor gives "
+                f"({list(reference.shape[1:])}): {one_line(error)}."
+            ) from error
+        self._expected = np.concatenate(parts)
+        if self._expected.ndim != 2 or not np.isfinite(self._expected).all():
+            raise ExportFailed("The model itself gives vectors with values that are no numbers.")
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return int(self._expected.shape[1])
+
+    def compare(self, model_file: Path, threads: int | None) -> Parity:
+        """Run the graph on all pictures.
+
+        Raises:
+            Exception: whatever ONNX Runtime raises for a graph it cannot load or run.
+        """
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            str(model_file), options, providers=["CPUExecutionProvider"]
+        )
+        name = session.get_inputs()[0].name
+        parts = [session.run(None, {name: part})[0] for part in _batches(self._served)]
+        return measure(self._expected, np.concatenate(parts))
+
+
+def _batches(pixels: Pixels) -> Sequence[Pixels]:
+    """Of several sizes, so that a batch size baked into a graph is seen."""
+    parts = np.split(pixels, np.cumsum(_BATCHES))
+    return [part for part in parts if len(part)]
+
+
+def figures(parity: Parity, counted: str) -> dict[str, Any]:
+    """A parity as the manifest holds it; at most 1e-4 of the largest component apart."""
+    assert parity.max_abs_diff <= MAX_ABS_DIFF * parity.scale
+    return {
+        counted: parity.texts,
+        "min_cosine": round(parity.min_cosine, 7),
+        "max_abs_diff": float(f"{parity.max_abs_diff:.1e}"),
+    }
