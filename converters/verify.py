@@ -151,7 +151,7 @@ class Check:
         Raises:
             Exception: whatever ONNX Runtime raises for a graph it cannot load or run.
         """
-        session = _session(model_file, threads)
+        session = open_session(model_file, threads)
         names = [value.name for value in session.get_inputs()]
         found = []
         for number, batch in enumerate(self._batches, start=1):
@@ -196,7 +196,8 @@ def _run_torch(encoder: SentenceEncoder, batch: Inputs) -> Vectors:
     return vectors
 
 
-def _session(model_file: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(model_file: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, in fp32: what a graph is compared with PyTorch on."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
