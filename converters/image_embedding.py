@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from converters.conversion import fresh_output
 from converters.errors import ExportFailed
+from converters.exporting import base_manifest, tensor
 from converters.image_repository import ImageRepository, read_image_repository
-from converters.manifest import MAX_BATCH_SIZE, _versions, write_manifest
+from converters.manifest import MAX_BATCH_SIZE, write_manifest
 from converters.text_embedding import _require_space
 from converters.weights import find_weights
 
@@ -78,7 +79,7 @@ def _convert(conversion: Conversion, repository: ImageRepository, weights: Any) 
     }
     conversion.events.progress("write", 0.0, "writing the manifest")
     manifest = _manifest(conversion, repository, image, text) | facts
-    complete = write_manifest(conversion.output, manifest | {"converter": _made_with(image, text)})
+    complete = write_manifest(conversion.output, manifest)
     conversion.events.progress("write", 1.0, "artefact complete")
     return complete
 
@@ -99,11 +100,11 @@ def _image_part(
     pixels_differ = image_processing.require_equal(reference, served)
     tower = towers.ImageTower(image_model, normalize=repository.normalize).eval()
     check = image_export.PictureCheck(tower, reference, served)
-    graph = image_export.Graph(
+    graph = onnx.Graph(
         module=tower,
         example=(torch.from_numpy(served[:2].copy()),),
         inputs={towers.PIXELS: {0: "batch"}},
-        output=OUTPUT_NAME,
+        outputs={OUTPUT_NAME: {0: "batch"}},
     )
     done = image_export.export_until_it_holds(
         graph,
@@ -158,7 +159,7 @@ def _text_part(
         section={
             "model_file": f"{TEXT_FOLDER}/{onnx.MODEL_FILE}",
             "tokenizer_file": f"{TEXT_FOLDER}/{TOKENIZER_FILE}",
-            "output_name": OUTPUT_NAME,
+            "output_names": [OUTPUT_NAME],
             **_token_facts(side, done),
         },
         parity=image_export.figures(done.parity, "texts"),
@@ -168,22 +169,16 @@ def _text_part(
 
 
 def _text_graph(side: TextSide) -> Any:
-    import torch
+    from converters import onnx
 
-    from converters.image_export import Graph
-
-    names = side.tokenization.input_names
-    # Two texts of 7 and 5 tokens; the ids are small enough for any vocabulary.
-    ids = torch.arange(14).reshape(2, 7) % 11 + 4
-    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
-    if side.tokenization.padding_side == "left":
-        mask = mask.flip(1)
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    return Graph(
+    tokens = side.tokenization
+    return onnx.Graph(
         module=side.tower,
-        example=tuple(known[name] for name in names),
-        inputs={name: {0: "batch", 1: "sequence"} for name in names},
-        output=OUTPUT_NAME,
+        example=onnx.text_example(
+            len(tokens.input_names), pads_left=tokens.padding_side == "left"
+        ),
+        inputs={name: {0: "batch", 1: "sequence"} for name in tokens.input_names},
+        outputs={OUTPUT_NAME: {0: "batch"}},
     )
 
 
@@ -203,40 +198,31 @@ def _token_facts(side: TextSide, done: Exported) -> dict[str, Any]:
 def _manifest(
     conversion: Conversion, repository: ImageRepository, image: _Part, text: _Part | None
 ) -> dict[str, Any]:
-    identity = conversion.identity
+    from converters import onnx
+
     names = ["image_input"] if text is None else ["image_input", "text_input"]
-    optional = {"optional": True} if len(names) > 1 else {}
-    inputs = [{"name": name, "datatype": "BYTES", "shape": [1], **optional} for name in names]
-    return {
-        "format": 1,
-        "model_id": identity.model_id,
-        "version": identity.version,
-        "revision": identity.revision,
-        "source_checksum": identity.source_checksum,
-        "task_type": "img2embed",
-        "backend": "image_embedding",
-        "engine": "onnxruntime",
-        "precision": "fp32",
-        "inputs": inputs,
-        "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [image.dimension]}],
-        "max_batch_size": MAX_BATCH_SIZE,
-        "probe": {"inputs": {"image_input": {"base64": _tiny_png()}}},
-        "image_embedding": {
+    exporters = {"exporter": image.exporter}
+    exporters |= {} if text is None else {"text_exporter": text.exporter}
+    return base_manifest(
+        conversion,
+        backend="image_embedding",
+        engine="onnxruntime",
+        precision="fp32",
+        libraries=("torch", "transformers", "onnx"),
+        inputs=[tensor(name, "BYTES", optional=len(names) > 1) for name in names],
+        outputs=[tensor("embedding", "FP32", (image.dimension,))],
+        max_batch_size=MAX_BATCH_SIZE,
+        probe={"inputs": {"image_input": {"base64": _tiny_png()}}},
+        image_embedding={
             "dimension": image.dimension,
             "normalized": repository.normalize,
             "image": image.section,
             "text": None if text is None else text.section,
         },
-        "parity": {"reference": "pytorch fp32", **image.parity}
+        parity={"reference": "pytorch fp32", **image.parity}
         | ({} if text is None else {"text": text.parity}),
-    }
-
-
-def _made_with(image: _Part, text: _Part | None) -> dict[str, Any]:
-    from converters import onnx
-
-    exporters = {"exporter": image.exporter} | ({} if text is None else {"text": text.exporter})
-    return {**_versions(), "opset": onnx.OPSET, **exporters}
+        converter={"opset": onnx.OPSET, **exporters},
+    )
 
 
 def _tiny_png() -> str:

@@ -86,11 +86,17 @@ class TextTower(nn.Module):
         """Rows of the token table."""
         return int(self._model.config.text_config.vocab_size)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """One vector per text; the inputs in the order of the tokenization's."""
+    def forward(
+        self,
+        first: torch.Tensor,
+        second: torch.Tensor | None = None,
+        third: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One vector per text; the inputs in the order of the tokenization's names."""
         padding = {"input_ids": self._tokenization.pad_token_id, "attention_mask": 0}
         padding["token_type_ids"] = self._tokenization.pad_token_type_id
-        given = dict(zip(self._tokenization.input_names, inputs, strict=True))
+        named = zip(self._tokenization.input_names, (first, second, third), strict=False)
+        given = {name: ids for name, ids in named if ids is not None}
         if self._fixed_length:
             given = {name: self._padded(ids, padding[name]) for name, ids in given.items()}
         return _finished(_pooled(self._model.get_text_features(**given)), normalize=self._normalize)
