@@ -19,8 +19,6 @@ from converters.text_embedding import _require_space
 from converters.weights import find_weights
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from converters.conversion import Conversion
     from converters.image_export import Exported
     from converters.text_tower import TextSide
@@ -174,9 +172,7 @@ def _text_graph(side: TextSide) -> Any:
     tokens = side.tokenization
     return onnx.Graph(
         module=side.tower,
-        example=onnx.text_example(
-            len(tokens.input_names), pads_left=tokens.padding_side == "left"
-        ),
+        example=onnx.text_example(len(tokens.input_names), pads_left=tokens.padding_side == "left"),
         inputs={name: {0: "batch", 1: "sequence"} for name in tokens.input_names},
         outputs={OUTPUT_NAME: {0: "batch"}},
     )

@@ -37,7 +37,11 @@ class Exported:
 
 
 def export_until_it_holds(
-    graph: onnx.Graph, folder: Path, compare: Callable[[Path], Parity], events: EventStream, what: str
+    graph: onnx.Graph,
+    folder: Path,
+    compare: Callable[[Path], Parity],
+    events: EventStream,
+    what: str,
 ) -> Exported:
     """Write `folder`/model.onnx with the first of `onnx.EXPORTERS` whose graph is right.
 

@@ -143,7 +143,7 @@ def _of_siglip(tokenizer: Any) -> Tokenizer | None:
 
 
 # Python's lower() writes a sigma that ends a word as ς; the library's Lowercase does not.
-_FINAL_SIGMA = r"(?<=\p{L})Σ(?!\p{L})"  # noqa: RUF001 - Greek it is
+_FINAL_SIGMA = r"(?<=\p{L})Σ(?!\p{L})"
 
 
 def _escaped(characters: str) -> str:

@@ -224,5 +224,5 @@ def _output(model: Any, kind: str, missing: set[str], names: str) -> str:
     if not pooler and getattr(model, "pooler", model) is not None:
         return POOLED
     if not any("cls_token" in name for name, _ in model.named_parameters()):
-        raise ExportFailed(f"The architecture {kind!r} gives neither a pooled output nor a CLS one.")
+        raise ExportFailed(f"The architecture {kind!r} gives neither a pooled nor a CLS output.")
     return CLS

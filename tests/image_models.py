@@ -223,9 +223,7 @@ def _clip_tokenizer() -> tuple[Any, int]:
             pieces.append(piece)
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    tokenizer = CLIPTokenizer(
-        vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=40
-    )
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=40)
     return tokenizer, len(vocab)
 
 
