@@ -20,6 +20,7 @@ from converters.weights import find_weights
 
 if TYPE_CHECKING:
     from converters.conversion import Conversion
+    from converters.engines import Chosen, Graph
     from converters.image_export import Exported
     from converters.text_tower import TextSide
     from converters.towers import ImageModel
@@ -38,6 +39,7 @@ class _Part:
     parity: dict[str, Any]
     dimension: int
     exporter: str
+    chosen: Chosen
 
 
 def convert(conversion: Conversion) -> dict[str, Any]:
@@ -65,7 +67,9 @@ def _convert(conversion: Conversion, repository: ImageRepository, weights: Any) 
     config = towers.load_config(folder, trusted=trusted)
     model = towers.load_image_model(folder, config, weights, trusted=trusted)
     image = _image_part(conversion, repository, model)
-    text = _text_part(conversion, repository, model) if model.takes_text else None
+    # The same engine for both: the stub imports one only.
+    engine = conversion.engine or image.chosen.engine
+    text = _text_part(conversion, repository, model, engine) if model.takes_text else None
     if text is not None and text.dimension != image.dimension:
         raise ExportFailed(
             f"Vectors of texts have {text.dimension} components, those of pictures "
@@ -111,6 +115,9 @@ def _image_part(
         conversion.events,
         "the image tower",
     )
+    file = conversion.output / IMAGE_FOLDER / onnx.MODEL_FILE
+    graph_facts = check.graph({"onnx": file}, done.inputs, OUTPUT_NAME)
+    chosen = _choose(conversion, graph_facts, conversion.engine)
     height, width = section["size"]
     patch = _patch(image_model.model.config)
     return _Part(
@@ -125,6 +132,18 @@ def _image_part(
         parity=image_export.figures(done.parity, "images") | {"pixels": pixels_differ},
         dimension=check.dimension,
         exporter=done.exporter,
+        chosen=chosen,
+    )
+
+
+def _choose(conversion: Conversion, graph: Graph, engine: str | None) -> Chosen:
+    from converters.engines import choose
+
+    return choose(
+        graph,
+        engine=engine,
+        precision=conversion.precision,
+        progress=lambda share, what: conversion.events.progress("verify", share, what),
     )
 
 
@@ -135,7 +154,7 @@ def _patch(config: Any) -> int:
 
 
 def _text_part(
-    conversion: Conversion, repository: ImageRepository, image_model: ImageModel
+    conversion: Conversion, repository: ImageRepository, image_model: ImageModel, engine: str
 ) -> _Part:
     from converters import image_export, onnx
     from converters.text_tower import load_text_side
@@ -153,8 +172,13 @@ def _text_part(
         conversion.events,
         "the text tower",
     )
+    graph = check.graph({"onnx": folder / onnx.MODEL_FILE}, done.inputs, OUTPUT_NAME)
+    chosen = _choose(conversion, graph, engine)
     return _Part(
         section={
+            "engine": chosen.engine,
+            "precision": chosen.precision,
+            "candidates": chosen.table,
             "model_file": f"{TEXT_FOLDER}/{onnx.MODEL_FILE}",
             "tokenizer_file": f"{TEXT_FOLDER}/{TOKENIZER_FILE}",
             "output_names": [OUTPUT_NAME],
@@ -163,6 +187,7 @@ def _text_part(
         parity=image_export.figures(done.parity, "texts"),
         dimension=check.dimension,
         exporter=done.exporter,
+        chosen=chosen,
     )
 
 
@@ -202,8 +227,8 @@ def _manifest(
     return base_manifest(
         conversion,
         backend="image_embedding",
-        engine="onnxruntime",
-        precision="fp32",
+        engine=image.chosen.engine,
+        precision=image.chosen.precision,
         libraries=("torch", "transformers", "onnx"),
         inputs=[tensor(name, "BYTES", optional=len(names) > 1) for name in names],
         outputs=[tensor("embedding", "FP32", (image.dimension,))],
@@ -217,6 +242,7 @@ def _manifest(
         },
         parity={"reference": "pytorch fp32", **image.parity}
         | ({} if text is None else {"text": text.parity}),
+        candidates=image.chosen.table,
         converter={"opset": onnx.OPSET, **exporters},
     )
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from converters import onnx
+from converters.engines import Graph as EngineGraph
 from converters.errors import ConversionError, ExportFailed, one_line
 from converters.verify import measure, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.float32]
 
 _BATCHES = (1, 3, 8)
+# Batch sizes that engines are measured with.
+_TIMED = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,22 @@ class PictureCheck:
         name = session.get_inputs()[0].name
         parts = [session.run(None, {name: part})[0] for part in _batches(self._served)]
         return measure(self._expected, np.concatenate(parts))
+
+    def graph(
+        self, files: Mapping[str, Path], input_names: Sequence[str], output_name: str
+    ) -> EngineGraph:
+        """What engines are measured with, see `engines.choose`: all pictures, and batches of
+        1, 8 and 32 of them."""
+        (name,) = input_names
+        parts = zip(_batches(self._served), _batches(self._expected), strict=True)
+        many = np.concatenate([self._served] * (-(-max(_TIMED) // len(self._served))))
+        return EngineGraph(
+            files=files,
+            input_names=input_names,
+            output_names=[output_name],
+            timed={size: {name: many[:size]} for size in _TIMED},
+            checked=[({name: given}, {output_name: expected}) for given, expected in parts],
+        )
 
 
 def _batches(pixels: Pixels) -> Sequence[Pixels]:

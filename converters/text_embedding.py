@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.conversion import fresh_output
 from converters.errors import InsufficientDisk
+from converters.image_repository import is_two_towers
 from converters.sentence_model import read_sentence_model
 from converters.specs import PoolingSpec
 from converters.weights import find_weights
@@ -48,7 +49,14 @@ class Options:
 
 
 def convert(conversion: Conversion) -> dict[str, Any]:
-    """The converter of the task txt2embed; see `convert_text_embedding`."""
+    """The converter of the task txt2embed; see `convert_text_embedding`.
+
+    Of a model that takes pictures and texts it is the text tower (`clip_text.py`).
+    """
+    if is_two_towers(conversion.source):
+        from converters import clip_text
+
+        return clip_text.convert(conversion)
     return convert_text_embedding(
         conversion.source,
         conversion.output,
