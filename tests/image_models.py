@@ -279,3 +279,18 @@ def _siglip2_tokenizer() -> Any:
         padding_side="right",
         model_input_names=["input_ids"],
     )
+
+
+def clip_of_published_size(folder: Path) -> Path:
+    """A CLIP ViT-B/32 with 151 million random weights, for measurements."""
+    import torch
+    import transformers
+
+    tokenizer, _ = _clip_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    torch.manual_seed(7)
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=ids)).eval()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    transformers.CLIPImageProcessorPil().save_pretrained(folder)
+    return folder

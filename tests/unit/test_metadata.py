@@ -72,7 +72,7 @@ TASKS = [
     ({"config_json": BERT}, "txt2embed"),
     ({"config_json": {"architectures": ["LlamaForCausalLM"]}}, "txt2txt"),
     ({"config_json": {"architectures": ["BertForSequenceClassification"]}}, "classification"),
-    ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, None),
+    ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, "img2embed"),
     ({"config_json": {"architectures": ["BertForMaskedLM"], "model_type": "bert"}}, None),
     ({"card": "---\npipeline_tag: robotics\n---\n"}, None),
     ({}, None),
