@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import logging
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import structlog
 import tritonclient.grpc as tensors
 import tritonclient.grpc.aio as triton_grpc
 from PIL import Image
@@ -105,7 +108,7 @@ class Served:
         config = self._repository.load_config(MODEL.triton_name, 1)
         await client.load(MODEL.triton_name, config, timeout=120)
         await client.close()
-        self._client = triton_grpc.InferenceServerClient(self._server.endpoints.grpc)
+        self._client = triton_grpc.InferenceServerClient(self._server.endpoints.grpc_url)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -145,29 +148,47 @@ class Served:
         return setting.pss_mb(psutil.Process(pid))
 
 
-async def measure(engine: str, artefact: Path, base: dict[int, float], seconds: float) -> None:
-    """Print an engine's table."""
-    files = jpegs(BATCH)
+async def measure(engine: str, artefact: Path, own: Transformers, options: Any) -> None:
+    """Print an engine's table. Both take turns, so that whatever else the machine does meets
+    both; ratios are of one round."""
+    files, workloads = jpegs(BATCH), [*((n, 1) for n in IN_FLIGHT), (1, BATCH)]
     rows = []
     with tempfile.TemporaryDirectory(dir=artefact.parent) as home:
         async with Served(artefact, Path(home)) as served:
-            for in_flight, batch in [*((n, 1) for n in IN_FLIGHT), (1, BATCH)]:
-                found, times = await served.per_second(files, in_flight, seconds, batch)
-                what = f"{in_flight} in flight" if batch == 1 else f"one request of {batch}"
-                compared = base[1 if in_flight * batch == 1 else BATCH]
-                row = [what, f"{found:.1f}", f"{found / compared:.2f}"]
-                row += [f"{setting.percentile_ms(times, p):.0f}" for p in (50, 99)]
-                rows.append(row)
+            for in_flight, batch in workloads:
+                # Who asks for one after another has no batch to give to transformers either.
+                compared = 1 if in_flight * batch == 1 else BATCH
+                rounds = []
+                for _ in range(options.rounds):
+                    base = own.per_second(files, compared, options.seconds)
+                    found, times = await served.per_second(files, in_flight, options.seconds, batch)
+                    rounds.append((found, base, times))
+                rows.append([_name(in_flight, batch), *_row(rounds)])
             memory = served.memory_mb()
-    header = ["workload", "pictures/s", "ratio", "p50 ms", "p99 ms"]
+    header = ["workload", "pictures/s", "transformers", "ratio", "p50 ms", "p99 ms"]
     setting.print_table(f"{engine}; stub {memory:.0f} MB", header, rows)
+
+
+def _name(in_flight: int, batch: int) -> str:
+    return f"{in_flight} in flight" if batch == 1 else f"one request of {batch}"
+
+
+def _row(rounds: Sequence[tuple[float, float, list[float]]]) -> list[str]:
+    times = [time for _, _, of_round in rounds for time in of_round]
+    return [
+        f"{statistics.median(found for found, _, _ in rounds):.1f}",
+        f"{statistics.median(base for _, base, _ in rounds):.1f}",
+        f"{statistics.median(found / base for found, base, _ in rounds):.2f}",
+        *(f"{setting.percentile_ms(times, percent):.0f}" for percent in (50, 99)),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keeps the model and its artefacts")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prepare", action="store_true", help="build and convert only")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="modelmora-bench-") as scratch:
@@ -176,12 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.prepare:
             return
         setting.print_machine()
-        own, files = Transformers(folder / "source"), jpegs(BATCH)
-        base = {batch: own.per_second(files, batch, options.seconds) for batch in (1, 8, BATCH)}
-        print({f"transformers, batches of {n}": round(found, 1) for n, found in base.items()})
-        del own
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+        own = Transformers(folder / "source")
         for engine, artefact in artefacts.items():
-            asyncio.run(measure(engine, artefact, base, options.seconds))
+            asyncio.run(measure(engine, artefact, own, options))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from converters.conversion import fresh_output
+from converters.errors import ExportFailed
 from converters.image_repository import ImageRepository, read_image_repository
 from converters.specs import NormalizeSpec, PoolingSpec, SentenceModel, TransformerSpec
 from converters.text_embedding import Loaded, Options, _export, _require_space
@@ -45,6 +46,11 @@ def _load(conversion: Conversion, repository: ImageRepository, weights: Weights)
         torch.set_num_threads(conversion.threads)
     config = towers.load_config(repository.folder, trusted=conversion.trusted)
     found = towers.load_image_model(repository.folder, config, weights, trusted=conversion.trusted)
+    if not found.takes_text:
+        raise ExportFailed(
+            f"The architecture {config.model_type!r} takes more than text, and has no tower for "
+            "texts alone."
+        )
     side = load_text_side(repository, found.model, conversion.output)
     of_texts = [
         parameter.numel()
