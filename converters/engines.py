@@ -28,7 +28,7 @@ from converters.candidates import (
     refusal,
     table,
 )
-from converters.errors import ExportFailed
+from converters.errors import EngineUnavailable
 from converters.likeness import min_cosine
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ def choose(
         progress: told the share done and what is measured now.
 
     Raises:
-        ExportFailed: what was asked for is not available here or too far from PyTorch; the
+        EngineUnavailable: what was asked for is not available here or too far from PyTorch; the
             message says which, and what there is.
     """
     wanted = candidates([*graph.files], engine, precision)
     if not wanted:
         asked = " ".join(part for part in (engine, precision) if part)
-        raise ExportFailed(f"No engine of this model is {asked}; {_there_is(graph)}.")
+        raise EngineUnavailable(f"No engine of this model is {asked}; {_there_is(graph)}.")
     measured: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="modelmora-engines-") as place:
         bench = _Bench(graph, Path(place))
@@ -114,7 +114,7 @@ def choose(
                 break
         chosen = best(measured)
         if chosen is None:
-            raise ExportFailed(_why_none(measured, graph))
+            raise EngineUnavailable(_why_none(measured, graph))
     return Chosen(
         engine=chosen.candidate.engine,
         precision=chosen.candidate.precision,

@@ -24,6 +24,7 @@ from controlplane.cli import (
     serve,
     sync,
     top,
+    tuning,
     versions,
 )
 
@@ -56,6 +57,7 @@ for _command in (
     models.install,
     models.list_models,
     models.info,
+    tuning.tune,
     versions.versions,
     versions.use,
     versions.upgrade,

@@ -9,6 +9,7 @@ import msgspec
 
 from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
+    EngineChoice,
     Model,
     ModelVersion,
     ResourceRequirements,
@@ -136,6 +137,8 @@ def version_from(row: Row, model_id: str) -> ModelVersion:
         artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
         metadata=msgspec.json.decode(row["metadata"]),
         trust_remote_code=bool(row["trust_remote_code"]),
+        engine_choice=row["engine_choice"]
+        and msgspec.json.decode(row["engine_choice"], type=EngineChoice),
     )
 
 

@@ -23,6 +23,7 @@ from controlplane.gateway.rest import (
     models,
     operations,
     system,
+    tuning,
     versions,
 )
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 API_ROUTES = [
     *models.ROUTES,
     *versions.ROUTES,
+    tuning.tune_model,
     *operations.ROUTES,
     *catalog.ROUTES,
     *lifecycle.ROUTES,
