@@ -8,7 +8,7 @@ from converters.conversion import fresh_output
 from converters.errors import ExportFailed
 from converters.image_repository import ImageRepository, read_image_repository
 from converters.specs import NormalizeSpec, PoolingSpec, SentenceModel, TransformerSpec
-from converters.text_embedding import Loaded, Options, _export, _require_space
+from converters.text_embedding import Loaded, Options, require_space, write_artefact
 from converters.weights import Weights, find_weights
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ def convert(conversion: Conversion) -> dict[str, Any]:
     """
     repository = read_image_repository(conversion.source)
     weights = find_weights(repository.folder, allow_pickle=conversion.allow_pickle)
-    _require_space(conversion.output, weights)
+    require_space(conversion.output, weights)
     with fresh_output(conversion.output):
         conversion.events.progress("load", 0.0, "loading torch and transformers")
         loaded = _load(conversion, repository, weights)
         options = Options(conversion.threads, conversion.engine, conversion.precision)
-        return _export(loaded, conversion.output, conversion.identity, conversion.events, options)
+        return write_artefact(
+            loaded, conversion.output, conversion.identity, conversion.events, options
+        )
 
 
 def _load(conversion: Conversion, repository: ImageRepository, weights: Weights) -> Loaded:

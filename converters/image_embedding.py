@@ -15,7 +15,7 @@ from converters.errors import ExportFailed
 from converters.exporting import base_manifest, tensor
 from converters.image_repository import ImageRepository, read_image_repository
 from converters.manifest import MAX_BATCH_SIZE, write_manifest
-from converters.text_embedding import _require_space
+from converters.text_embedding import require_space
 from converters.weights import find_weights
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
     """
     repository = read_image_repository(conversion.source)
     weights = find_weights(repository.folder, allow_pickle=conversion.allow_pickle)
-    _require_space(conversion.output, weights)
+    require_space(conversion.output, weights)
     with fresh_output(conversion.output):
         conversion.events.progress("load", 0.0, "loading torch and transformers")
         return _convert(conversion, repository, weights)
