@@ -20,6 +20,7 @@ from controlplane.cli import (
     locks,
     models,
     operations,
+    plugins,
     runtime,
     serve,
     sync,
@@ -83,6 +84,7 @@ for _command in (
     sync.verify,
     operations.operations,
     catalog.catalog,
+    plugins.plugins,
     cache.cache,
     config.config,
 ):

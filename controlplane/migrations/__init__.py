@@ -20,6 +20,7 @@ from controlplane.migrations import (
     m0011_remote_code,
     m0012_lock_operations,
     m0013_engine_choice,
+    m0014_plugin_tasks,
 )
 
 if TYPE_CHECKING:
@@ -39,4 +40,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0011_remote_code,
     m0012_lock_operations,
     m0013_engine_choice,
+    m0014_plugin_tasks,
 )
