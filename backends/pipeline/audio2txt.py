@@ -29,7 +29,8 @@ class Audio2Text:
         self._rate = int(pipe.feature_extractor.sampling_rate)
         whisper = pipe.type == "seq2seq_whisper"
         self._window = int(pipe.feature_extractor.n_samples) if whisper else None
-        languages = getattr(pipe.model.generation_config, "lang_to_id", None) or {}
+        generation = getattr(pipe.model, "generation_config", None)
+        languages = getattr(generation, "lang_to_id", None) or {}
         self._languages = sorted(name.strip("<|>") for name in languages)
 
     def run(self, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
