@@ -18,7 +18,7 @@ import httpx
 from controlplane import client_background as background
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
-from controlplane import client_memory, client_versions, client_watching
+from controlplane import client_memory, client_plugins, client_versions, client_watching
 from controlplane import client_operations as operations
 from controlplane.client_http import (
     api_error,
@@ -165,6 +165,7 @@ class ModelMoraClient:
     warm_up = _sync(lifecycle_operations.warm_up)
     plan = _sync(lifecycle_operations.plan)
     memory = _sync(client_memory.memory)
+    plugins = _sync(client_plugins.plugins)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -277,6 +278,7 @@ class AsyncModelMoraClient:
     warm_up = _async(lifecycle_operations.warm_up)
     plan = _async(lifecycle_operations.plan)
     memory = _async(client_memory.memory)
+    plugins = _async(client_plugins.plugins)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

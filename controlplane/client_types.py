@@ -5,6 +5,7 @@ Fields that a newer server adds are ignored; fields that an older one lacks are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -86,6 +87,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
 
 
+OnProgress = Callable[[Progress], None]
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A model of the catalog. `status` and what comes of the bytes are those of `version`."""
 
@@ -97,6 +101,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     current_version: str | None = None
     versions: list[str] = []
     error: str | None = None
+    unavailable: str | None = None
     display_name: str | None = None
     description: str | None = None
     source_url: str | None = None

@@ -89,9 +89,14 @@ class InvalidModelId(ModelMoraError):
 class InvalidTaskType(ModelMoraError):
     code = "INVALID_TASK_TYPE"
 
-    def __init__(self, text: str, supported: Sequence[str]) -> None:
+    def __init__(self, text: str, supported: Sequence[str], why: str | None = None) -> None:
+        """
+        Args:
+            why: what is wrong with the plugin that would serve it.
+        """
+        refused = f"cannot be served: {why}" if why else "is not a supported task type"
         super().__init__(
-            f"{text!r} is not a supported task type. Supported: {', '.join(supported)}.",
+            f"{text!r} {refused}. Supported: {', '.join(supported)}.",
             fields={"task_type": [f"must be one of {', '.join(supported)}"]},
         )
 
@@ -291,6 +296,22 @@ class InsufficientDisk(ModelMoraError):
         )
 
 
+class SourceBeingRead(ModelMoraError):
+    """An archive that tells the model's task has not come whole yet; its download goes on."""
+
+    code = "SOURCE_BEING_READ"
+    retry_after = 1.0
+
+    def __init__(self, model_id: str, progress: str, fraction: float | None) -> None:
+        super().__init__(
+            f"The source of {model_id} is still being downloaded, since its task is read from it "
+            f"({progress}). Send the same request again, or name the task.",
+            model_id=model_id,
+            progress=progress,
+            fraction=fraction,
+        )
+
+
 class OperationNotFound(ModelMoraError):
     code = "OPERATION_NOT_FOUND"
 
@@ -342,6 +363,15 @@ class NoRestInference(ModelMoraError):
             model_id=model_id,
             task_type=task_type,
         )
+
+
+class PluginUnavailable(ModelMoraError):
+    """What a model needs of a plugin is not installed, or cannot be used."""
+
+    code = "PLUGIN_UNAVAILABLE"
+
+    def __init__(self, kind: str, name: str, why: str) -> None:
+        super().__init__(f"The {kind} {name!r} cannot be used: {why}.", kind=kind, name=name)
 
 
 # -- locks -------------------------------------------------------------------------------------
@@ -618,6 +648,28 @@ class BackupExists(ModelMoraError):
 
     def __init__(self, path: str) -> None:
         super().__init__(f"There is a file {path} already; choose another name.", path=path)
+
+
+class DatabaseUnusable(ModelMoraError):
+    """The database was damaged, replaced or removed under the running server.
+
+    Attributes:
+        what: how it is, as a phrase: "was removed".
+        remedy: what to do.
+    """
+
+    code = "DATABASE_UNUSABLE"
+
+    def __init__(self, path: str, what: str, rescued: str | None = None) -> None:
+        """`rescued`: a backup of what it held until then."""
+        self.what = what
+        self.remedy = f"Stop the server, then: modelmora db restore {rescued or 'BACKUP'}"
+        super().__init__(
+            f"The database{path and ' ' + path} {what} while ModelMora runs. Models in memory are "
+            f"served on. {self.remedy}",
+            path=path or None,
+            rescued=rescued,
+        )
 
 
 class StartupError(ModelMoraError):

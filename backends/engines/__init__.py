@@ -7,9 +7,9 @@ function with the signature of `OpenGraph` (docs/extending.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from backends import plugins
 from backends.errors import EngineError
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def open_engine(
     Raises:
         EngineError: unknown engine, or the graph cannot be opened or is not as described.
     """
-    found = metadata.entry_points(group=GROUP)
-    if name not in found.names:
-        known = ", ".join(sorted(found.names))
-        raise EngineError(f"Unknown engine {name!r}; installed are {known}.")
     try:
-        open_graph = cast("OpenGraph", found[name].load())
+        entry = plugins.find(GROUP, name)
+    except LookupError as error:
+        raise EngineError(f"Unknown engine {name!r}: {error}.") from error
+    try:
+        open_graph = cast("OpenGraph", entry.load())
     except ImportError as error:
         raise EngineError(f"The engine {name} cannot be imported: {error}.") from error
     return open_graph(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlplane.cli.interrupts import taken
 from controlplane.client_types import ModelMoraClientError
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
     from controlplane.cli.output import Output
     from controlplane.client import ModelMoraClient
-    from controlplane.client_background import OnOperation, OnProgress
+    from controlplane.client_background import OnOperation
     from controlplane.client_operation_types import Operation
-    from controlplane.client_types import Progress
+    from controlplane.client_types import OnProgress, Progress
 
 
 @contextmanager
@@ -77,6 +78,7 @@ def _left(
     try:
         yield
     except KeyboardInterrupt:
+        taken()
         _leave(client, out, running)
         raise
 

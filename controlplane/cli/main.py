@@ -20,6 +20,7 @@ from controlplane.cli import (
     locks,
     models,
     operations,
+    plugins,
     runtime,
     serve,
     sync,
@@ -81,6 +82,7 @@ for _command in (
     sync.verify,
     operations.operations,
     catalog.catalog,
+    plugins.plugins,
     cache.cache,
     config.config,
 ):

@@ -214,6 +214,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("name", model.display_name),
             ("description", model.description),
             ("task", model.task_type),
+            ("unavailable", model.unavailable),
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
             ("pinned", "upgrades are refused" if model.pinned else ""),

@@ -18,6 +18,7 @@ from controlplane.errors import (
     ServiceUnavailable,
 )
 from controlplane.inference import tasks
+from controlplane.inference.again import leased_once_more
 from controlplane.lifecycle.memory import device
 from controlplane.triton.failures import (
     ModelUnknown,
@@ -123,15 +124,21 @@ class InferenceService:
         deadline = asyncio.get_running_loop().time() + timeout
         vectors = np.empty((0, 0), np.float32)
         inference_seconds = 0.0
+        ran = servable
+
+        async def run(leased: Servable) -> None:
+            nonlocal ran, vectors, inference_seconds
+            ran, began = leased, time.perf_counter()
+            vectors = await self._embed(leased, batch, priority, deadline, timeout)
+            inference_seconds = time.perf_counter() - began
+
         if batch.texts:
-            lease = self._scheduler.lease(servable, deadline=deadline, priority=priority)
-            async with lease as servable:
-                began = time.perf_counter()
-                vectors = await self._embed(servable, batch, priority, deadline, timeout)
-                inference_seconds = time.perf_counter() - began
+            await leased_once_more(
+                self._scheduler, servable, run, deadline=deadline, priority=priority
+            )
         return InferResult(
-            model_id=servable.model_id,
-            version=servable.version,
+            model_id=ran.model_id,
+            version=ran.version,
             output_data=_embedding_output(vectors, single=batch.single),
             metadata=InferMetadata(
                 inference_time_ms=round(inference_seconds * 1000, 3),

@@ -19,6 +19,7 @@ from controlplane.migrations import (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0014_plugin_tasks,
 )
 
 if TYPE_CHECKING:
@@ -37,4 +38,5 @@ STEPS: tuple[ModuleType, ...] = (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0014_plugin_tasks,
 )

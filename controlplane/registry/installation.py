@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from controlplane.errors import DownloadFailed, ExportFailed, ValidationFailed
+from controlplane.registry import plugins
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
@@ -26,6 +27,7 @@ from controlplane.registry.metadata import (
     to_metadata,
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
+from controlplane.registry.pending_looks import PendingLooks
 from controlplane.registry.ready_artefact import prepare
 from controlplane.registry.ready_models import ServerFacts, is_ready_source
 from controlplane.registry.remote_code import check_conversion, check_permitted
@@ -75,6 +77,7 @@ class Workshop:
         self.downloads = settings.data_dir.absolute() / "downloads"
         self.cache = BlobCache(settings.data_dir.absolute() / "cache", self.downloads)
         self.threads = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download")
+        self.looks = PendingLooks()
         self.downloading = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
         # A conversion takes all cores and several times the model's size in memory.
         self.converting = asyncio.Semaphore(1)
@@ -118,6 +121,9 @@ class Installation:
             ModelMoraError: why it failed; the row's status is left to the caller.
         """
         store, name = self._shop.store, self._model.model_id
+        if self._model.task_type.of_plugin:  # before gigabytes come that nobody can convert
+            task = self._model.task_type.value
+            await asyncio.to_thread(plugins.require, plugins.CONVERTER, task)
         async with self._shop.downloading:
             self._report(self.progress)
             source = await self._download()
@@ -170,7 +176,9 @@ class Installation:
         settings, trusted = self._shop.settings, self.version.trust_remote_code
         what = f"{self._model.model_id} version {self.version.version}"
         check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
-        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
+        return msgspec.structs.replace(
+            rules_of(settings), trust_code=trusted, any_layout=self._model.task_type.of_plugin
+        )
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""

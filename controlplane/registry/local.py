@@ -55,7 +55,8 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
         layout = layout_file(path.name for path in root.iterdir())
         content = None if layout is None else _layout(root, layout, where)
         folders = layout_folders(layout, content, where)
-        names = choose(_names(root, folders), folders, where=where, rules=rules)
+        there = ready_source.files_below(root) if rules.any_layout else _names(root, folders)
+        names = choose(there, folders, where=where, rules=rules)
         sizes = {name: _size(root, name, where) for name in names}
         intake.check_size(sum(sizes.values()))
         intake.expect(sum(sizes.values()))

@@ -9,11 +9,10 @@ from typing import Any
 
 import msgspec
 
-from controlplane.errors import InvalidTaskType, ValidationFailed
+from controlplane.errors import ValidationFailed
 from controlplane.registry.names import (
     LATEST,
     MEDIUM,
-    SERVABLE_TASKS,
     SHORT,
     TEXT,
     ModelId,
@@ -33,7 +32,6 @@ __all__ = [
     "INSTALLING",
     "LATEST",
     "MEDIUM",
-    "SERVABLE_TASKS",
     "SHORT",
     "STATUS_MOVES",
     "TEXT",
@@ -285,8 +283,6 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
     if new.task_type is None:
         raise ValidationFailed.field("task_type", "is required")
     task_type = TaskType.parse(new.task_type)
-    if task_type not in SERVABLE_TASKS:
-        raise InvalidTaskType(new.task_type, [task.value for task in SERVABLE_TASKS])
     if new.checksum is not None:
         check_checksum(new.checksum)
     errors: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from controlplane.gateway.rest import (
     memory,
     models,
     operations,
+    plugins,
     system,
     versions,
 )
@@ -46,6 +47,7 @@ API_ROUTES = [
     *events.ROUTES,
     *database.ROUTES,
     *cache.ROUTES,
+    *plugins.ROUTES,
     *system.ROUTES,
 ]
 

@@ -165,6 +165,10 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     trust_remote_code: bool
     idle_ttl: float | UnsetType = UNSET
     error: str | UnsetType = UNSET
+    unavailable: Annotated[
+        str | UnsetType,
+        Meta(description="Why the model's task cannot be served: what is wrong with its plugin."),
+    ] = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
     source_url: str | UnsetType = UNSET
@@ -202,6 +206,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             versions=[version.version for version in model.versions],
             status=current.status.value,
             error=present(current.error_message),
+            unavailable=present(model.task_type.refusal),
             display_name=present(model.display_name),
             description=present(model.description),
             source_url=present(model.source_url),
