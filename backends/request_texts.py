@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from backends.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 MAX_CHARACTERS = 100_000
@@ -38,6 +40,20 @@ def read_bytes(name: str, items: NDArray[Any]) -> list[bytes]:
         if not isinstance(raw, bytes):
             raise InputError(f"{name}[{index}] must be BYTES, got {type(raw).__name__}.")
     return list(items.reshape(-1))
+
+
+def read_one_bytes(name: str, inputs: Mapping[str, Any]) -> bytes:
+    """The one item of an input that must be there.
+
+    Raises:
+        InputError: it is missing, or another number of items, or no bytes.
+    """
+    if name not in inputs:
+        raise InputError(f"The input {name} is missing.")
+    items = read_bytes(name, inputs[name])
+    if len(items) != 1:
+        raise InputError(f"{name} must hold one item, got {len(items)}.")
+    return items[0]
 
 
 def _text(where: str, raw: bytes) -> str:

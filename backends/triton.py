@@ -101,3 +101,14 @@ def answered(outputs: Mapping[str, Any]) -> Any:
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, values) for name, values in outputs.items()]
     )
+
+
+def arrays(request: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the inputs that the request has, as numpy arrays, by name."""
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+
+def send_last(sender: Any, response: Any) -> None:
+    """Send a decoupled request's last response."""
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -162,7 +162,8 @@ class _Check:
         self._per_token = [1 in axes for axes in loaded.axes.values()]
         self._inputs = [encode(tokenizer, batch, short) for batch in texts if batch]
         self._texts = sum(len(batch) for batch in texts)
-        rows = getattr(loaded.head.model.get_input_embeddings(), "num_embeddings", None)
+        model: Any = loaded.head.model
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
         highest = max(int(batch["input_ids"].max()) for batch in self._inputs)
         if rows is not None and highest >= rows:
             raise ArtifactNotAccessible(
@@ -191,7 +192,8 @@ class _Check:
             mask = batch["attention_mask"].astype(bool)
             for array, per_token in zip(arrays, self._per_token, strict=True):
                 kept.append((array[mask] if per_token else array).reshape(-1))
-        return np.concatenate(kept).astype(np.float64)
+        flat: NDArray[np.float64] = np.concatenate(kept).astype(np.float64)
+        return flat
 
 
 def tokens_section(loaded: TextHead, tokenization: Tokenization) -> dict[str, Any]:

@@ -135,7 +135,8 @@ class Reader:
         Args:
             abandoned: asked with a request's index; from then on its windows are left out.
         """
-        owners, encodings = [], []
+        owners: list[int] = []
+        encodings: list[Any] = []
         for index, request in enumerate(requests):
             for question in request.questions:
                 owners += [index] * len(question.windows)

@@ -72,8 +72,9 @@ def best_span(
 
 def _softmax(logits: NDArray[Any], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
     values = np.where(counted, logits.astype(np.float64), _NEVER)
-    shifted: NDArray[np.float64] = np.exp(values - values.max())
-    return shifted / shifted.sum()
+    shares: NDArray[np.float64] = np.exp(values - values.max())
+    shares /= shares.sum()
+    return shares
 
 
 def answer_of(context: str, encoding: Any, span: WindowSpan) -> Answer:
