@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from controlplane.client_background import OnProgress, await_installation
+from controlplane.client_background import await_installation
 from controlplane.client_operation_types import Operation
 from controlplane.client_steps import Steps, ask, given, model_path
 
 if TYPE_CHECKING:
-    from controlplane.client_types import ModelInfo
+    from controlplane.client_types import ModelInfo, OnProgress
 
 
 def begin_tuning(

@@ -87,8 +87,7 @@ def test_tuning_switches_a_loaded_model_and_requests_go_on(client: ModelMoraClie
     assert failures == []
     assert (tuned.engine, tuned.status) == ("openvino", "ready")
     np.testing.assert_allclose(embeddings(client), before, atol=1e-4)
-    (loaded,) = client.loaded().data
-    assert loaded.model_id == MODEL
+    assert [loaded.model_id for loaded in client.status().loaded_models] == [MODEL]
 
 
 def test_what_this_machine_has_not_is_refused_and_the_old_one_serves(
