@@ -43,6 +43,7 @@ ENGINES = ("onnxruntime", "openvino")
 IN_FLIGHT = (1, 4, 16, 64)
 BATCH = 32
 SIZE = (640, 480)
+_HEADER = ("workload", "pictures/s", "transformers", "ratio", "p50 ms", "p99 ms")
 
 
 def prepare(folder: Path, engine: str) -> Path:
@@ -152,7 +153,7 @@ async def measure(engine: str, artefact: Path, own: Transformers, options: Any) 
     """Print an engine's table. Both take turns, so that whatever else the machine does meets
     both; ratios are of one round."""
     files, workloads = jpegs(BATCH), [*((n, 1) for n in IN_FLIGHT), (1, BATCH)]
-    rows = []
+    print(f"\n### {engine}\n\n| {' | '.join(_HEADER)} |\n|{'---|' * len(_HEADER)}", flush=True)
     with tempfile.TemporaryDirectory(dir=artefact.parent) as home:
         async with Served(artefact, Path(home)) as served:
             for in_flight, batch in workloads:
@@ -163,10 +164,9 @@ async def measure(engine: str, artefact: Path, own: Transformers, options: Any) 
                     base = own.per_second(files, compared, options.seconds)
                     found, times = await served.per_second(files, in_flight, options.seconds, batch)
                     rounds.append((found, base, times))
-                rows.append([_name(in_flight, batch), *_row(rounds)])
-            memory = served.memory_mb()
-    header = ["workload", "pictures/s", "transformers", "ratio", "p50 ms", "p99 ms"]
-    setting.print_table(f"{engine}; stub {memory:.0f} MB", header, rows)
+                cells = [_name(in_flight, batch), *_row(rounds)]
+                print(f"| {' | '.join(cells)} |", flush=True)
+            print(f"stub: {served.memory_mb():.0f} MB", flush=True)
 
 
 def _name(in_flight: int, batch: int) -> str:
