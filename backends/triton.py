@@ -17,7 +17,7 @@ from backends.engines.native import member_of
 from backends.errors import BackendError, InputError, RequestAbandoned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 
 class _TritonLog(logging.Handler):
@@ -95,3 +95,49 @@ def failed(error: BackendError) -> Any:
     else:
         code = pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+
+
+def answer_together(
+    requests: Sequence[Any],
+    read: Callable[[Any], Any],
+    run: Callable[[list[Any], Callable[[int], bool]], Sequence[dict[str, Any] | BackendError]],
+) -> list[Any]:
+    """Responses to the requests of one execution, computed together; a bad one fails alone.
+
+    Args:
+        read: checks one request; raises InputError.
+        run: computes all accepted ones: per request the output arrays by name, or a failure. It
+            may ask whether the request with an index is abandoned.
+    """
+    responses: dict[int, Any] = {}
+    accepted: dict[int, Any] = {}
+    for index, request in enumerate(requests):
+        try:
+            accepted[index] = read(request)
+        except InputError as error:
+            responses[index] = failed(error)
+    places = list(accepted)
+    results = run(
+        list(accepted.values()), lambda number: bool(requests[places[number]].is_cancelled())
+    )
+    for index, result in zip(places, results, strict=True):
+        responses[index] = failed(result) if isinstance(result, BackendError) else answered(result)
+    return [responses[index] for index in range(len(requests))]
+
+
+def answered(outputs: Mapping[str, Any]) -> Any:
+    """A response of these arrays, by the outputs' names."""
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, values) for name, values in outputs.items()]
+    )
+
+
+def arrays(request: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the inputs that the request has, as numpy arrays, by name."""
+    tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
+
+
+def send_last(sender: Any, response: Any) -> None:
+    """Send a decoupled request's last response."""
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

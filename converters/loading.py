@@ -21,6 +21,7 @@ from converters.tokenization import require_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from converters.specs import SentenceModel, TransformerSpec
     from converters.weights import Weights
@@ -118,10 +119,32 @@ def load_transformer(
     kind: Any = transformers.AutoModel
     if config.model_type in _ENCODERS:
         kind = getattr(transformers, _ENCODERS[config.model_type])
+    pooler_used = "pooler_output" in spec.output_path
+    return load_model(kind, spec.folder, config, weights, trusted=trusted, pooler_used=pooler_used)
+
+
+def load_model(
+    kind: Any,
+    folder: Path,
+    config: Any,
+    weights: Weights,
+    *,
+    trusted: bool = False,
+    pooler_used: bool = True,
+) -> nn.Module:
+    """A model of one of transformers' classes, as `load_transformer`.
+
+    Args:
+        kind: the class, which may be an `AutoModelFor…`.
+        pooler_used: False where nobody minds a pooler that the weights lack.
+
+    Raises:
+        ArtifactNotAccessible: as `load_transformer`.
+    """
     names = ", ".join(file.name for file in weights.files[:2])
     try:
         model, report = kind.from_pretrained(
-            spec.folder,
+            folder,
             config=config,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -134,9 +157,7 @@ def load_transformer(
         raise ArtifactNotAccessible(
             f"{names} and config.json do not give a model: {one_line(error)}."
         ) from error
-    _require_complete(
-        report["missing_keys"], names, pooler_used="pooler_output" in spec.output_path
-    )
+    _require_complete(report["missing_keys"], names, pooler_used=pooler_used)
     loaded: nn.Module = model.eval()
     return loaded
 

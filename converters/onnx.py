@@ -1,16 +1,17 @@
-"""Exports a sentence encoder to ONNX: dynamic batch and sequence, one file or external weights."""
+"""Exports modules to ONNX: dynamic batch and sequence, one file or external weights."""
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from converters.sentence_layers import SentenceEncoder
@@ -38,17 +39,53 @@ def export(
     pads_left: bool,
     external_data_above: int = EXTERNAL_DATA_ABOVE,
 ) -> tuple[str, ...]:
+    """Write `output`/model.onnx of a sentence encoder; see `export_graph`.
+
+    Args:
+        input_names: the encoder's first inputs, in order; they name the graph's inputs.
+    """
+    graph = Graph(
+        module=encoder,
+        example=text_example(len(input_names), pads_left=pads_left),
+        inputs={name: {0: "batch", 1: "sequence"} for name in input_names},
+        outputs={OUTPUT_NAME: {0: "batch"}},
+    )
+    return export_graph(graph, output, exporter=exporter, external_data_above=external_data_above)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module and what its graph is to look like.
+
+    Attributes:
+        example: the module's arguments, in order. No open dimension is 1 and masks hold both
+            values, since tracing takes either for a constant.
+        inputs, outputs: the tensors' names, each with its open dimensions and their names.
+    """
+
+    module: torch.nn.Module
+    example: tuple[torch.Tensor, ...]
+    inputs: Mapping[str, Mapping[int, str]]
+    outputs: Mapping[str, Mapping[int, str]]
+
+
+def export_graph(
+    graph: Graph,
+    output: Path,
+    *,
+    exporter: str,
+    external_data_above: int = EXTERNAL_DATA_ABOVE,
+) -> tuple[str, ...]:
     """Write `output`/model.onnx, and model.onnx.data beside it when the weights are large.
 
     Returns the names of the graph's inputs: exporters drop those that do not change the output.
 
     Args:
-        input_names: the encoder's first inputs, in order; they name the graph's inputs.
         exporter: one of `EXPORTERS`.
         external_data_above: bytes of weights from which they go into a file of their own.
 
     Raises:
-        Exception: whatever torch raises when it cannot export the model.
+        Exception: whatever torch raises when it cannot export the module.
     """
     scratch = output / ".export"
     scratch.mkdir()
@@ -58,7 +95,7 @@ def export(
             # Deprecation of the exporter and remarks on what tracing cannot see: whether they
             # matter is decided by verification.
             warnings.simplefilter("ignore")
-            run(encoder, input_names, example(len(input_names), pads_left), scratch / MODEL_FILE)
+            run(graph, scratch / MODEL_FILE)
         return _write(scratch / MODEL_FILE, output, external_data_above)
     finally:
         shutil.rmtree(scratch)
@@ -70,9 +107,8 @@ def remove(output: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def example(count: int, pads_left: bool) -> tuple[torch.Tensor, ...]:
-    """Two texts of 7 and 5 tokens: no dimension is 1 and some of the mask is 0, since tracing
-    takes either for a constant."""
+def text_example(count: int, *, pads_left: bool) -> tuple[torch.Tensor, ...]:
+    """The first `count` of ids, mask and types, INT64 [2, 7]: two texts of 7 and 5 tokens."""
     ids = torch.arange(14).reshape(2, 7) % 11 + 4
     mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
     if pads_left:
@@ -80,32 +116,27 @@ def example(count: int, pads_left: bool) -> tuple[torch.Tensor, ...]:
     return (ids, mask, torch.zeros(2, 7, dtype=torch.int64))[:count]
 
 
-def _export_torchscript(
-    encoder: SentenceEncoder, names: Sequence[str], example: tuple[torch.Tensor, ...], path: Path
-) -> None:
-    axes = {name: {0: "batch", 1: "sequence"} for name in names}
+def _export_torchscript(graph: Graph, path: Path) -> None:
     torch.onnx.export(
-        encoder,
-        example,
+        graph.module,
+        graph.example,
         path,
-        input_names=list(names),
-        output_names=[OUTPUT_NAME],
-        dynamic_axes=axes | {OUTPUT_NAME: {0: "batch"}},
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        dynamic_axes={name: dict(axes) for name, axes in {**graph.inputs, **graph.outputs}.items()},
         opset_version=OPSET,
         dynamo=False,
     )
 
 
-def _export_dynamo(
-    encoder: SentenceEncoder, names: Sequence[str], example: tuple[torch.Tensor, ...], path: Path
-) -> None:
+def _export_dynamo(graph: Graph, path: Path) -> None:
     dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
-        encoder,
-        example,
-        input_names=list(names),
-        output_names=[OUTPUT_NAME],
-        dynamic_shapes=tuple({0: dynamic, 1: dynamic} for _ in names),
+        graph.module,
+        graph.example,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        dynamic_shapes=tuple(dict.fromkeys(axes, dynamic) for axes in graph.inputs.values()),
         opset_version=OPSET,
         dynamo=True,
         verbose=False,

@@ -161,7 +161,7 @@ class Check:
         Raises:
             Exception: whatever ONNX Runtime raises for a graph it cannot load or run.
         """
-        session = _session(model_file, threads)
+        session = open_session(model_file, threads)
         names = [value.name for value in session.get_inputs()]
         return self._compare(
             lambda batch: session.run(None, {name: batch[name] for name in names})[0], progress
@@ -245,7 +245,8 @@ def _run_torch(encoder: torch.nn.Module, batch: Inputs) -> Vectors:
     return vectors
 
 
-def _session(model_file: Path, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(model_file: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, in fp32: what a graph is compared with PyTorch on."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -15,20 +15,40 @@ from backends.machine import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
-
-    from backends.text_embedding.artefact import TextEmbeddingArtefact
 
 # Read when the tokenizer's thread pool starts, at the first batch: it would count the machine's
 # cores, not those this process may use.
 os.environ.setdefault("RAYON_NUM_THREADS", str(usable_cores()))
 
 
+class Tokenization(Protocol):
+    """What an artefact says of its tokenizer; see `TextEmbeddingArtefact`."""
+
+    @property
+    def tokenizer_file(self) -> Path: ...
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+    @property
+    def max_seq_length(self) -> int: ...
+    @property
+    def do_lower_case(self) -> bool: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def pad_token_type_id(self) -> int: ...
+    @property
+    def padding_side(self) -> Literal["left", "right"]: ...
+    @property
+    def truncation_side(self) -> Literal["left", "right"]: ...
+
+
 class TextTokenizer:
     """An artefact's tokenizer with its truncation, and the padding the graph was verified with."""
 
-    def __init__(self, artefact: TextEmbeddingArtefact) -> None:
+    def __init__(self, artefact: Tokenization) -> None:
         """Open the tokenizer.
 
         Raises:

@@ -24,12 +24,12 @@ from controlplane.errors import (
     TritonModelInvalid,
     UnsafeWeights,
 )
-from controlplane.registry.files import MODULES, is_plain_path
+from controlplane.registry.files import is_plain_path
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import choose as choose_ready
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.ready_source import check_remote
-from controlplane.registry.selection import check_received, choose, module_folders
+from controlplane.registry.selection import check_received, choose, layout_file, layout_folders
 from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def _take(
     if is_ready_made(names):
         _take_ready(reader, names, sizes, where, intake, rules)
         return
-    modules = names.get(MODULES)
-    if modules is not None:
-        reader.copy({modules: MODULES}, intake)
-    folders = module_folders(intake.read(MODULES) if modules is not None else None, where)
+    layout = layout_file(names)
+    if layout is not None:
+        reader.copy({names[layout]: layout}, intake)
+    folders = layout_folders(layout, intake.read(layout) if layout else None, where)
     chosen = choose(names, folders, where=where, rules=rules)
     total = sum(sizes[names[name]] for name in chosen)
     here = archive.stat().st_size

@@ -25,9 +25,9 @@ from controlplane.errors import (
     ModelMoraError,
 )
 from controlplane.registry.contents import digest_of
-from controlplane.registry.files import MODULES, FetchedSource, SourceRules, is_plain_path
+from controlplane.registry.files import FetchedSource, SourceRules, is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
-from controlplane.registry.selection import check_received, choose, module_folders
+from controlplane.registry.selection import check_received, choose, layout_file, layout_folders
 from controlplane.registry.transfer import Answer, NothingThere, all_at_once, receive_once
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ class Hub:
             intake.discard()
             return earlier
         entries = {item.rfilename: item for item in info.siblings or ()}
-        folders: tuple[str, ...] = ("",)
-        if MODULES in entries:
-            self._receive(info.sha, entries[MODULES], intake)
-            folders = module_folders(intake.read(MODULES), self._id)
+        layout = layout_file(entries)
+        if layout is not None:
+            self._receive(info.sha, entries[layout], intake)
+        folders = layout_folders(layout, intake.read(layout) if layout else None, self._id)
         names = choose(filter(is_plain_path, entries), folders, where=self._id, rules=rules)
         total = sum(entries[name].size or 0 for name in names)
         intake.check_size(total)

@@ -12,8 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from controlplane.errors import ArtifactNotAccessible, ValidationFailed
 from controlplane.registry import ready_source
-from controlplane.registry.files import MODULES
-from controlplane.registry.selection import check_received, choose, module_folders
+from controlplane.registry.selection import check_received, choose, layout_file, layout_folders
 
 if TYPE_CHECKING:
     from controlplane.registry.files import FetchedSource, SourceRules
@@ -53,7 +52,9 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
             raise ArtifactNotAccessible(f"{where} is not a directory.")
         if ready_source.is_ready_folder(root):
             return ready_source.copy_ready_folder(root, intake, rules)
-        folders = module_folders(_modules(root, where), where)
+        layout = layout_file(path.name for path in root.iterdir())
+        content = None if layout is None else _layout(root, layout, where)
+        folders = layout_folders(layout, content, where)
         there = ready_source.files_below(root) if rules.any_layout else _names(root, folders)
         names = choose(there, folders, where=where, rules=rules)
         sizes = {name: _size(root, name, where) for name in names}
@@ -71,12 +72,9 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
     return intake.finish(None, root.as_uri())
 
 
-def _modules(root: Path, where: str) -> bytes | None:
-    path = root / MODULES
-    if not path.is_file():
-        return None
-    _size(root, MODULES, where)  # no link that leaves the directory is read
-    return path.read_bytes()
+def _layout(root: Path, name: str, where: str) -> bytes:
+    _size(root, name, where)  # no link that leaves the directory is read
+    return (root / name).read_bytes()
 
 
 def _names(root: Path, folders: tuple[str, ...]) -> list[str]:

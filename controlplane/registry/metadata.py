@@ -17,9 +17,11 @@ import msgspec
 import yaml
 
 from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
+from controlplane.registry.image_families import image_vector_size, is_image_encoder
 from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
+from controlplane.registry.selection_diffusers import MODEL_INDEX
 from controlplane.registry.text_families import writing_task
 
 if TYPE_CHECKING:
@@ -35,7 +37,14 @@ FACTS = "facts"  # their place in a version's metadata
 CARD = "README.md"
 CONFIG = "config.json"
 # What is worth asking the hub for before anything is downloaded; folders of modules.json beside.
-SMALL_FILES = (MODULES, CONFIG, CARD, "sentence_bert_config.json", "tokenizer_config.json")
+SMALL_FILES = (
+    MODULES,
+    MODEL_INDEX,
+    CONFIG,
+    CARD,
+    "sentence_bert_config.json",
+    "tokenizer_config.json",
+)
 LARGEST_SMALL_FILE = 4 * 1024 * 1024
 # With its table of benchmark results a model card's front matter may have some hundred kilobytes.
 _LARGEST_FRONT_MATTER = 1024 * 1024
@@ -74,6 +83,11 @@ _BY_ARCHITECTURE = {
     "ForObjectDetection": TaskType.OBJECT_DETECTION,
     "ForSpeechSeq2Seq": TaskType.AUDIO2TXT,
     "ForCTC": TaskType.AUDIO2TXT,
+    "WhisperForConditionalGeneration": TaskType.AUDIO2TXT,
+    "VitsModel": TaskType.TXT2AUDIO,
+    "BarkModel": TaskType.TXT2AUDIO,
+    "ForTextToWaveform": TaskType.TXT2AUDIO,
+    "ForTextToSpeech": TaskType.TXT2AUDIO,
 }
 # Encoders of text whose bare `…Model` is an embedding model for all that anybody does with it.
 _TEXT_ENCODERS = {
@@ -107,7 +121,7 @@ def read_facts(read: Read) -> Facts:
     config, card = _object(read, CONFIG), _front_matter(read(CARD))
     modules = _modules(read)
     facts = {
-        "task_type": _task(modules, card, config),
+        "task_type": _task(modules, card, config, _object(read, MODEL_INDEX)),
         "vector_size": _vector_size(read, modules, config),
         "max_length": _max_length(read, modules, config),
         "library": _text_fact(card, "library_name"),
@@ -150,8 +164,13 @@ def ready_made_facts() -> Facts:
 def weight_facts(folder: Path) -> Facts:
     """Exact parameter count and type out of the safetensors headers; no weight is read.
 
-    The weights are those at the root, or of the first folder that has any (a Transformer module).
+    The weights are those at the root, or of the first folder that has any (a Transformer module);
+    of a diffusers pipeline those of all components.
     """
+    if (folder / MODEL_INDEX).is_file():
+        parts = sorted(folder.glob("*/*.safetensors"))
+        counted = [tensor_counts(part) for part in parts]
+        return _weights(counted, MODEL_INDEX) if counted and None not in counted else {}
     for home in [folder, *sorted(path for path in folder.glob("*_*") if path.is_dir())]:
         parts = sorted(home.glob("model*.safetensors"))
         counted = [tensor_counts(part) for part in parts]
@@ -229,7 +248,10 @@ def explicit_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task(
-    modules: list[tuple[str, str]], card: Mapping[str, Any], config: Mapping[str, Any]
+    modules: list[tuple[str, str]],
+    card: Mapping[str, Any],
+    config: Mapping[str, Any],
+    index: Mapping[str, Any],
 ) -> Fact | None:
     kinds = {kind for kind, _ in modules}
     if "CLIPModel" in kinds:
@@ -239,8 +261,15 @@ def _task(
     tag = card.get("pipeline_tag")
     # never str() of what YAML gave: aliases make a few lines into gigabytes of text
     tagged = _BY_PIPELINE.get(tag) if isinstance(tag, str) else None
+    # The hub calls vectors of anything "feature-extraction".
+    if tagged is TaskType.TXT2EMBED and is_image_encoder(config):
+        return Fact(TaskType.IMG2EMBED.value, FILE, CONFIG)
     if tagged is not None:
         return Fact(tagged.value, FILE, CARD)
+    pipeline = index.get("_class_name")
+    if isinstance(pipeline, str):
+        task = TaskType.IMG2IMG if "Img2Img" in pipeline else TaskType.TXT2IMG
+        return Fact(task.value, FILE, MODEL_INDEX)
     built = _by_architecture(config)
     return None if built is None else Fact(built.value, FILE, CONFIG)
 
@@ -253,6 +282,8 @@ def _by_architecture(config: Mapping[str, Any]) -> TaskType | None:
     for ending, task in _BY_ARCHITECTURE.items():
         if architecture.endswith(ending):
             return task
+    if is_image_encoder(config):
+        return TaskType.IMG2EMBED
     encoder = architecture.endswith("Model") and config.get("model_type") in _TEXT_ENCODERS
     return TaskType.TXT2EMBED if encoder else None
 
@@ -267,6 +298,11 @@ def _vector_size(
             return Fact(size, FILE, path)
         if kind == "Pooling" and (size := _pooled(_object(read, path))):
             return Fact(size, FILE, path)
+        if kind == "CLIPModel" and (size := _count(image_vector_size(_object(read, path)))):
+            return Fact(size, FILE, path)
+    if is_image_encoder(config):
+        size = _count(image_vector_size(config))
+        return Fact(size, FILE, CONFIG) if size else None
     size = _count(config.get("hidden_size")) or _count(config.get("dim"))
     return Fact(size, FILE, CONFIG) if size else None
 

@@ -23,13 +23,13 @@ from controlplane.errors import (
 )
 from controlplane.registry.archives import unpack
 from controlplane.registry.contents import digest_of
-from controlplane.registry.files import MODULES, is_plain_path
+from controlplane.registry.files import is_plain_path
 from controlplane.registry.patience import RETRIED, HubLimits, Patience, Transient
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import choose as choose_ready
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.ready_source import check_remote
-from controlplane.registry.selection import check_received, choose, module_folders
+from controlplane.registry.selection import check_received, choose, layout_file, layout_folders
 from controlplane.registry.transfer import Answer, NothingThere, all_at_once, receive_once
 from controlplane.triton.ready_config import LARGEST_CONFIG
 
@@ -123,10 +123,10 @@ class S3:
         if is_ready_made(objects):
             self._fetch_ready(objects, intake, rules)
             return
-        if MODULES in objects:
-            self._receive(MODULES, objects[MODULES], intake)
-        modules = intake.read(MODULES) if MODULES in objects else None
-        folders = module_folders(modules, self._url)
+        layout = layout_file(objects)
+        if layout is not None:
+            self._receive(layout, objects[layout], intake)
+        folders = layout_folders(layout, intake.read(layout) if layout else None, self._url)
         plain = filter(is_plain_path, objects)
         names = choose(plain, folders, where=self._url, rules=rules)
         total = sum(objects[name].size for name in names)

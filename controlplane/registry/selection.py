@@ -13,8 +13,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ArtifactNotAccessible, UnsafeWeights
-from controlplane.registry import remote_code, selection_any
+from controlplane.registry import remote_code, selection_any, selection_diffusers
 from controlplane.registry.files import CONFIG, MODULES, SAFE_INDEX, is_plain_path
+from controlplane.registry.selection_diffusers import MODEL_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -42,6 +43,28 @@ _SUFFIXES = {".model", ".spm", ".jinja", ".tiktoken"}
 _CONFIG = re.compile(r"(config|config_\w+|\w+_config)\.json")
 _NOT_CONFIG = {"data_config.json"}  # sentence-transformers' training data
 _OTHER_WEIGHTS = {".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".ckpt", ".pt", ".pth", ".bin"}
+
+
+def layout_file(names: Iterable[str]) -> str | None:
+    """The file that names further folders, among the paths of a source; None where none does."""
+    there = set(names)
+    return next((name for name in (MODULES, MODEL_INDEX) if name in there), None)
+
+
+def layout_folders(layout: str | None, content: bytes | None, where: str) -> tuple[str, ...]:
+    """Folders that belong to the model; the root, "", first.
+
+    Args:
+        layout: from `layout_file`, and the content of that file.
+        where: the source, for messages.
+
+    Raises:
+        ArtifactNotAccessible: the file is not what its library writes.
+        SourceRefused: a pipeline that is code of the repository's own.
+    """
+    if layout == MODEL_INDEX and content is not None:
+        return selection_diffusers.component_folders(content, where)
+    return module_folders(content, where)
 
 
 def module_folders(content: bytes | None, where: str) -> tuple[str, ...]:
@@ -73,7 +96,7 @@ def choose(
 
     Args:
         names: paths of all files of the source.
-        folders: from `module_folders`.
+        folders: from `layout_folders`.
         where: the source, for messages.
 
     Raises:
@@ -87,6 +110,8 @@ def choose(
         folder, _, name = path.rpartition("/")
         if folder in by_folder:
             by_folder[folder].add(name)
+    if layout_file(by_folder[""]) == MODEL_INDEX:
+        return selection_diffusers.choose(by_folder, where=where, rules=rules)
     main = [folder for folder in folders[:2] if "config.json" in by_folder[folder]]
     if not main:
         raise ArtifactNotAccessible(

@@ -1,0 +1,54 @@
+"""Triton's side of the classification backend.
+
+Protocol: https://github.com/triton-inference-server/python_backend
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from backends import triton
+from backends.classification.classifier import ClassificationRequest, Classifier
+from backends.errors import BackendError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class TritonPythonModel:
+    """One classifier in a stub process."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the artefact in the version folder that `args` names.
+
+        Raises:
+            pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
+        """
+        triton.log_to_triton()
+        folder, device_id = triton.version_folder(args), triton.device_id(args)
+        try:
+            self._classifier = Classifier.open(folder, device_id=device_id)
+        except BackendError as error:
+            raise triton.load_failure(error) from error
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer all requests of one execution; a bad one fails alone."""
+        return triton.answer_together(requests, self._read, self._classify)
+
+    def _read(self, request: Any) -> ClassificationRequest:
+        tensor = pb_utils.get_input_tensor_by_name(request, "text_input")
+        if tensor is None:
+            raise InputError("The input text_input is missing.")
+        return self._classifier.read(tensor.as_numpy(), triton.parameters(request))
+
+    def _classify(
+        self, accepted: list[ClassificationRequest], abandoned: Any
+    ) -> list[dict[str, Any] | BackendError]:
+        return [
+            found
+            if isinstance(found, BackendError)
+            else {"label": found.labels, "score": found.scores}
+            for found in self._classifier.classify(accepted, abandoned)
+        ]

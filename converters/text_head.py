@@ -1,0 +1,212 @@
+"""Text models with a head (classification, question answering): loaded, exported, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from converters import exporting, loading, onnx
+from converters.errors import ArtifactNotAccessible, ExportFailed, InsufficientDisk
+from converters.specs import SentenceModel, TransformerSpec
+from converters.tokenization import (
+    TOKENIZER_FILE,
+    Tokenization,
+    encode,
+    open_tokenizer,
+    write_tokenizer,
+)
+from converters.verify import open_session, verification_batches
+from converters.weights import find_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from converters.conversion import Conversion
+    from converters.weights import Weights
+
+# Texts are cut here for the comparison: attention costs the square of the length.
+_LONGEST = 600
+
+
+class Head(nn.Module):
+    """A transformers model whose arguments and results are plain tensors, in order."""
+
+    def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """INT64 [batch, sequence] each in; the outputs, FP32, in the order they were named."""
+        found = self.model(**dict(zip(self._inputs, given, strict=True)), return_dict=True)
+        return tuple(found[name] for name in self._outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextHead:
+    """A loaded model, ready to be exported.
+
+    Attributes:
+        axes: the outputs' names, each with its open dimensions.
+    """
+
+    head: Head
+    config: Any
+    tokenizer: Any
+    tokenization: Tokenization
+    weights: Weights
+    axes: dict[str, dict[int, str]]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.head.parameters())
+
+
+def load(conversion: Conversion, kind: str, axes: dict[str, dict[int, str]]) -> TextHead:
+    """Load the source's model and tokenizer, and write `output`/tokenizer.json.
+
+    Args:
+        kind: transformers' class, e.g. `AutoModelForSequenceClassification`.
+        axes: see `TextHead`.
+
+    Raises:
+        ConversionError: a file is missing or damaged, or the model is not supported.
+    """
+    import transformers
+
+    if conversion.threads:
+        torch.set_num_threads(conversion.threads)
+    weights = find_weights(conversion.source, allow_pickle=conversion.allow_pickle)
+    require_space(conversion.output, weights)
+    spec, trusted = TransformerSpec(conversion.source), conversion.trusted
+    config = loading.load_config(spec, trusted=trusted)
+    tokenizer = loading.load_tokenizer(SentenceModel(spec, ()), trusted=trusted)
+    if config.pad_token_id is None:  # decoders look for their last token by it
+        config.pad_token_id = tokenizer.pad_token_id
+    automatic = getattr(transformers, kind)
+    model = loading.load_model(automatic, conversion.source, config, weights, trusted=trusted)
+    inputs = loading.transformer_inputs(model, tokenizer)
+    limit = loading.max_seq_length(spec, config, tokenizer, model)
+    texts = [text for batch in verification_batches(limit) for text in batch]
+    write_tokenizer(tokenizer, conversion.source, conversion.output, texts=texts)
+    pad = next(n for n in (tokenizer.pad_token_id, config.pad_token_id, 0) if n is not None)
+    tokenization = Tokenization(
+        input_names=inputs,
+        max_seq_length=limit,
+        pad_token_id=pad,
+        pad_token_type_id=tokenizer.pad_token_type_id,
+        padding_side=tokenizer.padding_side,
+        truncation_side=tokenizer.truncation_side,
+    )
+    head = Head(model, inputs, tuple(axes)).eval()
+    return TextHead(head, config, tokenizer, tokenization, weights, axes)
+
+
+def require_space(output: Path, weights: Weights) -> None:
+    """Raises InsufficientDisk unless the export and the exporter's own file fit."""
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    needed = weights.elements * 4 * 2 + 32 * 2**20  # 4 bytes per number in each
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise InsufficientDisk(str(folder), free, needed)
+
+
+def export(loaded: TextHead, conversion: Conversion) -> tuple[exporting.Accepted, Tokenization]:
+    """Write the graph with the first exporter whose result computes what PyTorch does.
+
+    Raises:
+        ExportFailed: none does, or PyTorch's own outputs are no numbers.
+    """
+    events, output = conversion.events, conversion.output
+    events.progress("load", 0.8, f"{loaded.parameters:,} parameters; PyTorch reads the test texts")
+    check = _Check(loaded, output / TOKENIZER_FILE)
+    events.progress("load", 1.0, "loaded")
+    tokenization = loaded.tokenization
+    names, pads_left = tokenization.input_names, tokenization.padding_side == "left"
+    graph = onnx.Graph(
+        module=loaded.head,
+        example=onnx.text_example(len(names), pads_left=pads_left),
+        inputs={name: {0: "batch", 1: "sequence"} for name in names},
+        outputs=loaded.axes,
+    )
+    accepted = exporting.export_until_it_holds(
+        lambda exporter: onnx.export_graph(graph, output, exporter=exporter),
+        lambda: check.compare(output / onnx.MODEL_FILE, threads=conversion.threads),
+        events,
+    )
+    return accepted, dataclasses.replace(tokenization, input_names=accepted.inputs)
+
+
+class _Check:
+    """PyTorch's outputs for the verification texts, held against a graph's."""
+
+    def __init__(self, loaded: TextHead, tokenizer_file: Path) -> None:
+        limit = min(loaded.tokenization.max_seq_length, _LONGEST)
+        names = loaded.tokenization.input_names
+        short = dataclasses.replace(
+            loaded.tokenization,
+            max_seq_length=limit,
+            input_names=tuple(dict.fromkeys((*names, "attention_mask"))),
+        )
+        tokenizer = open_tokenizer(tokenizer_file, short)
+        # A model may look for the last token that is no padding: every text has one here.
+        texts = [[text for text in batch if text.strip()] for batch in verification_batches(limit)]
+        self._names = tuple(loaded.axes)
+        self._per_token = [1 in axes for axes in loaded.axes.values()]
+        self._inputs = [encode(tokenizer, batch, short) for batch in texts if batch]
+        self._texts = sum(len(batch) for batch in texts)
+        model: Any = loaded.head.model
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        highest = max(int(batch["input_ids"].max()) for batch in self._inputs)
+        if rows is not None and highest >= rows:
+            raise ArtifactNotAccessible(
+                f"The tokenizer does not fit the model: it gives token {highest} of {rows}."
+            )
+        with torch.no_grad():
+            tensors = [[torch.from_numpy(b[name]) for name in names] for b in self._inputs]
+            found = [[out.numpy() for out in loaded.head(*batch)] for batch in tensors]
+        self._expected = self._flat(found)
+        if not np.isfinite(self._expected).all():
+            raise ExportFailed("The model itself gives values that are no numbers.")
+
+    def compare(self, model_file: Path, *, threads: int | None) -> exporting.Agreement:
+        session = open_session(model_file, threads)
+        wanted = [value.name for value in session.get_inputs()]
+        found = [
+            session.run(list(self._names), {name: batch[name] for name in wanted})
+            for batch in self._inputs
+        ]
+        return exporting.agreement(self._texts, self._expected, self._flat(found))
+
+    def _flat(self, outputs: list[list[NDArray[Any]]]) -> NDArray[np.float64]:
+        """All values that count: those of padding do not."""
+        kept = []
+        for batch, arrays in zip(self._inputs, outputs, strict=True):
+            mask = batch["attention_mask"].astype(bool)
+            for array, per_token in zip(arrays, self._per_token, strict=True):
+                kept.append((array[mask] if per_token else array).reshape(-1))
+        flat: NDArray[np.float64] = np.concatenate(kept).astype(np.float64)
+        return flat
+
+
+def tokens_section(loaded: TextHead, tokenization: Tokenization) -> dict[str, Any]:
+    """The manifest's description of graph and tokenizer, as text_embedding has it."""
+    return {
+        "model_file": onnx.MODEL_FILE,
+        "tokenizer_file": TOKENIZER_FILE,
+        "input_names": list(tokenization.input_names),
+        "output_names": list(loaded.axes),
+        "max_seq_length": tokenization.max_seq_length,
+        "do_lower_case": False,
+        "pad_token_id": tokenization.pad_token_id,
+        "pad_token_type_id": tokenization.pad_token_type_id,
+        "padding_side": tokenization.padding_side,
+        "truncation_side": tokenization.truncation_side,
+    }

@@ -1,0 +1,216 @@
+"""Text classifiers and extractive readers: converted by the real converter, served by Triton."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from controlplane.triton.failures import RequestRejected
+from tests import models, pipeline_models
+from tests.served import convert, refusal, served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from controlplane.triton.client import TritonClient
+    from tests.conftest import BackgroundTriton
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+CONTEXT = (
+    "the cat plays in the house. the small dog eats by the river and the child plays the guitar, "
+    "Köln and 日本 are two cities; the woman in the red house eats fast. "
+) * 4
+QUESTION = "where is the small dog?"
+
+
+def pipeline_scores(source: Path, texts: list[str]) -> list[dict[str, float]]:
+    """transformers' own scores by label."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", str(source), device="cpu")
+    found = classify(texts, top_k=None, truncation=True)
+    return [{entry["label"]: entry["score"] for entry in entries} for entries in found]
+
+
+async def test_a_classifier_gives_transformers_scores(
+    tmp_path: Path, triton: BackgroundTriton, triton_client: TritonClient
+) -> None:
+    source = pipeline_models.text_classifier(tmp_path / "source")
+    manifest = convert("classification", source, tmp_path / "artefact")
+    assert manifest["parity"]["max_abs_diff"] <= 1e-4
+    async with served("classifier", tmp_path / "artefact", triton, triton_client) as model:
+        texts = list(models.TEXTS)
+        found = await model.infer({"text_input": list(texts)})
+        assert found["label"].shape == found["score"].shape == (len(texts), 3)
+        assert (np.diff(found["score"], axis=1) <= 0).all()
+        for row, expected in enumerate(pipeline_scores(source, texts)):
+            labels = [label.decode() for label in found["label"][row]]
+            wanted = [expected[label] for label in labels]
+            np.testing.assert_allclose(found["score"][row], wanted, atol=2e-6)
+        best = await model.infer({"text_input": [texts[0]]}, top_k=1)
+        assert best["label"].tolist() == found["label"][:1, :1].tolist()
+        results = await asyncio.gather(
+            model.infer({"text_input": ["fine"]}),
+            model.infer({"text_input": ["fine"]}, top_k=0),
+            model.infer({"text_input": ["fine"]}, top_k=float("nan")),
+            model.infer({"text_input": ["fine"]}, top_k="many"),
+            model.infer({"text_input": ["x" * 100_001]}),
+            model.infer({"text_input": ["fine", b"\xff"]}),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], dict)
+        assert [type(result) for result in results[1:]] == [RequestRejected] * 5
+        assert str(results[1]) == (
+            "Parameter top_k must be a whole number from 1 to 1,000,000, got 0."
+        )
+        assert str(results[5]) == "text_input[1] is not valid UTF-8: invalid start byte at byte 0."
+
+
+@pytest.mark.parametrize(
+    ("changes", "activation"),
+    [
+        ({"problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"problem_type": "regression"}, "none"),
+        ({"id2label": {0: "SCORE"}, "num_labels": 1}, "sigmoid"),
+    ],
+)
+def test_scores_follow_the_problem_type(
+    changes: dict[str, Any], activation: str, tmp_path: Path
+) -> None:
+    from backends.classification.classifier import Classifier
+
+    source = pipeline_models.text_classifier(tmp_path / "source", **changes)
+    manifest = convert("classification", source, tmp_path / "artefact")
+    assert manifest["classification"]["activation"] == activation
+    classifier = Classifier.open(tmp_path / "artefact")
+    texts = ["the cat plays", "Two three, four"]
+    request = classifier.read(np.array([t.encode() for t in texts], np.object_), {})
+    (found,) = classifier.classify([request])
+    for row, expected in enumerate(pipeline_scores(source, texts)):
+        mine = dict(zip([b.decode() for b in found.labels[row]], found.scores[row], strict=True))
+        assert mine == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_decoder_looks_at_its_last_token_whatever_the_padding(tmp_path: Path) -> None:
+    from backends.classification.classifier import Classifier
+
+    source = pipeline_models.text_classifier(tmp_path / "source", decoder=True)
+    convert("classification", source, tmp_path / "artefact")
+    classifier = Classifier.open(tmp_path / "artefact")
+    texts = ["the cat plays in the house", "a", "two three " * 9]
+    request = classifier.read(np.array([t.encode() for t in texts], np.object_), {})
+    (found,) = classifier.classify([request])
+    for row, expected in enumerate(pipeline_scores(source, texts)):
+        mine = dict(zip([b.decode() for b in found.labels[row]], found.scores[row], strict=True))
+        assert mine == pytest.approx(expected, abs=2e-6)
+
+
+def test_other_architectures_are_no_classifiers(tmp_path: Path) -> None:
+    source = models.tiny_bert(tmp_path / "bert")
+    error = refusal("classification", source, tmp_path / "artefact")
+    assert error["code"] == "EXPORT_FAILED"
+    assert "'BertModel' is no classifier" in error["message"]
+    assert not (tmp_path / "artefact").exists()
+
+
+def reference_answer(source: Path, question: str, context: str) -> tuple[float, str, int, int]:
+    """The likeliest span by the model's own logits, over transformers' own windows."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForQuestionAnswering.from_pretrained(source).eval()
+    encoded = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=128,
+        stride=64,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    answers = []
+    for i, ids in enumerate(encoded["input_ids"]):
+        inputs = {"input_ids": ids, "attention_mask": encoded["attention_mask"][i]}
+        if "token_type_ids" in encoded:
+            inputs["token_type_ids"] = encoded["token_type_ids"][i]
+        with torch.no_grad():
+            out = model(**{name: torch.tensor([value]) for name, value in inputs.items()})
+        mine = np.array([number == 1 for number in encoded.sequence_ids(i)])
+        kept = mine.copy()
+        kept[0] = True  # the [CLS] that stands for "no answer" has a share of the probability
+        start, end = (
+            torch.softmax(logits[0].double().masked_fill(torch.tensor(~kept), -1e4), -1).numpy()
+            for logits in (out.start_logits, out.end_logits)
+        )
+        for first in np.flatnonzero(mine):
+            for last in range(first, min(first + 15, len(ids))):
+                if mine[last]:
+                    words = encoded.token_to_word(i, int(first)), encoded.token_to_word(i, last)
+                    a = encoded.word_to_chars(i, words[0], 1).start
+                    b = encoded.word_to_chars(i, words[1], 1).end
+                    answers.append((float(start[first] * end[last]), context[a:b], a, b))
+    return max(answers)
+
+
+@pytest.mark.parametrize("roberta", [False, True], ids=["bert", "roberta"])
+def test_answers_are_the_likeliest_spans(roberta: bool, tmp_path: Path) -> None:
+    from backends.question_answering.reader import Reader
+
+    source = pipeline_models.reader(tmp_path / "source", roberta=roberta)
+    manifest = convert("question_answering", source, tmp_path / "artefact")
+    assert manifest["question_answering"]["window"] == 128
+    reader = Reader.open(tmp_path / "artefact")
+    pairs = [(QUESTION, CONTEXT), ("who eats?", "the cat"), ("what?", CONTEXT[:90])]
+    request = reader.read(
+        *(
+            np.array([text.encode() for text in side], np.object_)
+            for side in zip(*pairs, strict=True)
+        ),
+        {},
+    )
+    assert len(request.questions[0].windows) > 2
+    (found,) = reader.answer([request])
+    for answer, (question, context) in zip(found, pairs, strict=True):
+        score, text, start, end = reference_answer(source, question, context)
+        assert answer.score == pytest.approx(score, rel=1e-4)
+        assert (answer.text, answer.start, answer.end) == (text, start, end)
+        assert context[start:end] == text
+
+
+async def test_a_reader_in_triton(
+    tmp_path: Path, triton: BackgroundTriton, triton_client: TritonClient
+) -> None:
+    source = pipeline_models.reader(tmp_path / "source")
+    (source / "README.md").write_text("---\ndatasets:\n- squad_v2\n---\n# reader\n")
+    manifest = convert("question_answering", source, tmp_path / "artefact")
+    assert manifest["question_answering"]["may_have_no_answer"] is True
+    async with served("reader", tmp_path / "artefact", triton, triton_client) as model:
+
+        async def ask(question: str, context: str, **parameters: Any) -> dict[str, Any]:
+            inputs: Any = {"text_input": [question], "context_input": [context]}
+            return await model.infer(inputs, **parameters)
+
+        found = await ask(QUESTION, CONTEXT, handle_impossible_answer=False)
+        start, end = found["start"][0, 0], found["end"][0, 0]
+        assert found["text_output"][0, 0].decode() == CONTEXT[start:end]
+        assert reference_answer(source, QUESTION, CONTEXT)[2:] == (start, end)
+        results = await asyncio.gather(
+            ask(QUESTION, CONTEXT),
+            ask(QUESTION, "  \n"),
+            ask("", CONTEXT),
+            ask("why " * 100, CONTEXT),
+            ask(QUESTION, CONTEXT, handle_impossible_answer="no"),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], dict)
+        assert [str(result) for result in results[1:]] == [
+            "context_input[0] must not be blank.",
+            "text_input[0] must not be blank.",
+            "text_input[0] has 300 tokens; this model reads questions of at most 60.",
+            "Parameter handle_impossible_answer must be true or false, got 'no'.",
+        ]

@@ -1,0 +1,303 @@
+"""Small random models beyond embeddings: classifiers, readers, diffusion, detection, audio.
+
+Each builder writes a folder as `save_pretrained` does, from a fixed seed, and returns its path.
+torch and transformers are imported when a builder is called, not when this module is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests import models
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LABELS = ("bad", "fair", "good")
+
+
+def text_classifier(folder: Path, *, decoder: bool = False, **config: Any) -> Path:
+    """A BERT (or, as `decoder`, a Qwen3 padded on the left) with a classifier of three labels."""
+    import transformers
+
+    source = (models.tiny_qwen3 if decoder else models.tiny_bert)(folder / "body")
+    kind = "Qwen3ForSequenceClassification" if decoder else "BertForSequenceClassification"
+    config = {"id2label": dict(enumerate(LABELS)), "label2id": {}} | config
+    return _head(source, folder, getattr(transformers, kind), config)
+
+
+def reader(folder: Path, *, roberta: bool = False) -> Path:
+    """A BERT (or RoBERTa) that gives start and end logits; 128 positions."""
+    from transformers import BertForQuestionAnswering, RobertaForQuestionAnswering
+
+    source = (models.tiny_roberta if roberta else models.tiny_bert)(folder / "body")
+    kind = RobertaForQuestionAnswering if roberta else BertForQuestionAnswering
+    return _head(source, folder, kind, {})
+
+
+def _head(source: Path, folder: Path, kind: Any, changes: dict[str, Any]) -> Path:
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(source, **changes)
+    torch.manual_seed(23)
+    kind(config).eval().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    shutil.rmtree(source)
+    return folder
+
+
+def stable_diffusion(folder: Path) -> Path:
+    """A Stable Diffusion of 32 channels for pictures of 64 x 64, without a safety checker."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(5)
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        sample_size=64,
+    )
+    vocab, merges = models._byte_level(["<|startoftext|>"], last="<|endoftext|>")
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=0,
+            eos_token_id=len(vocab) - 1,
+            pad_token_id=len(vocab) - 1,
+        )
+    )
+    pipe = StableDiffusionPipeline(
+        unet=unet.eval(),
+        vae=vae.eval(),
+        text_encoder=text.eval(),
+        tokenizer=tokenizer,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def detector(folder: Path, *, detr: bool = True) -> Path:
+    """A DETR over a tiny ResNet, or a YOLOS; four labels."""
+    import torch
+    import transformers as t
+
+    torch.manual_seed(31)
+    labels = {"id2label": dict(enumerate(("cat", "dog", "tree", "house")))}
+    if detr:
+        backbone = t.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            layer_type="basic",
+            out_features=["stage2"],
+        )
+        config = t.DetrConfig(
+            use_timm_backbone=False,
+            use_pretrained_backbone=False,
+            backbone=None,
+            backbone_config=backbone,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_ffn_dim=32,
+            num_queries=12,
+            init_xavier_std=4.0,
+            **labels,
+        )
+        model, processor = t.DetrForObjectDetection(config), t.DetrImageProcessorPil
+    else:
+        config = t.YolosConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=[64, 64],
+            patch_size=16,
+            num_detection_tokens=10,
+            initializer_range=0.5,
+            **labels,
+        )
+        model, processor = t.YolosForObjectDetection(config), t.YolosImageProcessorPil
+    model.eval().save_pretrained(folder)
+    processor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+def ctc_listener(folder: Path) -> Path:
+    """A Wav2Vec2 that hears letters."""
+    import json
+
+    import torch
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2CTCTokenizer,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+        Wav2Vec2Processor,
+    )
+
+    torch.manual_seed(41)
+    folder.mkdir(parents=True)
+    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
+    vocab = folder / "letters.json"
+    vocab.write_text(json.dumps({letter: n for n, letter in enumerate(letters)}))
+    tokenizer = Wav2Vec2CTCTokenizer(str(vocab), word_delimiter_token="|")
+    config = Wav2Vec2Config(
+        vocab_size=len(letters),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16, 16),
+        conv_stride=(20, 16),
+        conv_kernel=(20, 16),
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+        num_feat_extract_layers=2,
+        initializer_range=2.0,
+        pad_token_id=0,
+    )
+    Wav2Vec2ForCTC(config).eval().save_pretrained(folder)
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    vocab.unlink()
+    return folder
+
+
+def whisper(folder: Path) -> Path:
+    """A Whisper of two languages, with timestamps; 2 seconds a window."""
+    import torch
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    torch.manual_seed(43)
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>"]
+    special += ["<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
+    special += ["<|notimestamps|>", *(f"<|{n * 0.02:.2f}|>" for n in range(1501))]
+    vocab, merges = models._byte_level([], last="Ġend")
+    tokenizer = WhisperTokenizer(vocab=vocab, merges=merges)
+    tokenizer.add_special_tokens({"extra_special_tokens": special})
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    end = ids["<|endoftext|>"]
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        num_mel_bins=8,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_source_positions=100,
+        max_target_positions=32,
+        init_std=1.0,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    model = WhisperForConditionalGeneration(config).eval()
+    model.generation_config = GenerationConfig(
+        max_length=24,
+        decoder_start_token_id=config.decoder_start_token_id,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        is_multilingual=True,
+        lang_to_id={name: ids[name] for name in ("<|en|>", "<|de|>")},
+        task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        prev_sot_token_id=ids["<|startofprev|>"],
+        return_timestamps=False,
+    )
+    model.save_pretrained(folder)
+    extractor = WhisperFeatureExtractor(feature_size=8, chunk_length=2)
+    WhisperProcessor(extractor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def speaker(folder: Path, *, speakers: int = 1) -> Path:
+    """A VITS that speaks letters, at 16,000 Hz; without noise, so that it repeats itself."""
+    import json
+
+    import torch
+    from transformers import VitsConfig, VitsModel, VitsTokenizer
+
+    torch.manual_seed(47)
+    folder.mkdir(parents=True)
+    vocab = folder / "letters.json"
+    vocab.write_text(json.dumps({c: n for n, c in enumerate("_ abcdefghijklmnopqrstuvwxyz")}))
+    tokenizer = VitsTokenizer(str(vocab), pad_token="_", unk_token="_", phonemize=False)
+    config = VitsConfig(
+        vocab_size=28,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        ffn_dim=32,
+        flow_size=16,
+        spectrogram_bins=9,
+        prior_encoder_num_flows=1,
+        prior_encoder_num_wavenet_layers=1,
+        posterior_encoder_num_wavenet_layers=1,
+        wavenet_dilation_rate=1,
+        upsample_initial_channel=16,
+        upsample_rates=[4, 4],
+        upsample_kernel_sizes=[8, 8],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1]],
+        num_speakers=speakers,
+        speaker_embedding_size=8 if speakers > 1 else 0,
+        noise_scale=0.0,
+        noise_scale_duration=0.0,
+        use_stochastic_duration_prediction=False,
+        duration_predictor_filter_channels=16,
+    )
+    VitsModel(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    vocab.unlink()
+    return folder
