@@ -30,7 +30,7 @@ from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
 from controlplane.inference.infer import InferenceService
 from controlplane.lifecycle.removal import remove_model
-from controlplane.lifecycle.versions import use_version
+from controlplane.lifecycle.versions import reload_version, use_version
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
 from controlplane.registry import curated, plugins
@@ -47,11 +47,12 @@ from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sqlite_utils import Database
 
     from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.model import ModelVersion
     from controlplane.settings import Settings
     from controlplane.triton.server import TritonServer
 
@@ -129,6 +130,7 @@ class Application:
         scheduler, monitor = lifecycle.scheduler, lifecycle.monitor
         await lifecycle.start()
         self._exit.push_async_callback(lifecycle.stop)
+        installer.reload = self._reloader(store, scheduler)
         metrics = Metrics(bus, scheduler)
         locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
         lock_operations = self._lock_operations(locking, store, installer, scheduler)
@@ -226,6 +228,15 @@ class Application:
         self._server = server
         self._exit.push_async_callback(server.stop)
         return server
+
+    def _reloader(
+        self, store: ModelStore, scheduler: Scheduler
+    ) -> Callable[[ModelVersion], Awaitable[None]]:
+        async def reload(version: ModelVersion) -> None:
+            timeout = self.settings.load_timeout
+            await reload_version(store, scheduler, version, load_timeout=timeout)
+
+        return reload
 
     def _lock_operations(
         self, locking: Locking, store: ModelStore, installer: Installer, scheduler: Scheduler

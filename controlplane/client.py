@@ -18,7 +18,13 @@ import httpx
 from controlplane import client_background as background
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
-from controlplane import client_memory, client_plugins, client_versions, client_watching
+from controlplane import (
+    client_memory,
+    client_plugins,
+    client_tuning,
+    client_versions,
+    client_watching,
+)
 from controlplane import client_operations as operations
 from controlplane.client_http import (
     api_error,
@@ -107,6 +113,8 @@ class ModelMoraClient:
     install = _sync(background.install)
     register = _sync(operations.register)
     download = _sync(background.download)
+    tune = _sync(client_tuning.tune)
+    begin_tuning = _sync(client_tuning.begin_tuning)
     list_operations = _sync(background.list_operations)
     get_operation = _sync(background.get_operation)
     follow_operation = _sync(background.follow_operation)
@@ -220,6 +228,8 @@ class AsyncModelMoraClient:
     install = _async(background.install)
     register = _async(operations.register)
     download = _async(background.download)
+    tune = _async(client_tuning.tune)
+    begin_tuning = _async(client_tuning.begin_tuning)
     list_operations = _async(background.list_operations)
     get_operation = _async(background.get_operation)
     follow_operation = _async(background.follow_operation)

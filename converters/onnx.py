@@ -101,6 +101,12 @@ def export_graph(
         shutil.rmtree(scratch)
 
 
+def remove(output: Path) -> None:
+    """Take an export away again."""
+    for file in (output / MODEL_FILE, output / WEIGHTS_FILE):
+        file.unlink(missing_ok=True)
+
+
 def text_example(count: int, *, pads_left: bool) -> tuple[torch.Tensor, ...]:
     """The first `count` of ids, mask and types, INT64 [2, 7]: two texts of 7 and 5 tokens."""
     ids = torch.arange(14).reshape(2, 7) % 11 + 4
@@ -143,8 +149,7 @@ def _write(exported: Path, output: Path, external_data_above: int) -> tuple[str,
     model = onnx.load(exported)
     _strip(model)
     inputs = tuple(value.name for value in model.graph.input)
-    for file in (output / MODEL_FILE, output / WEIGHTS_FILE):
-        file.unlink(missing_ok=True)  # an earlier exporter's, which failed verification
+    remove(output)  # an earlier exporter's, which failed verification
     weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     if weights <= external_data_above:
         onnx.save_model(model, output / MODEL_FILE)

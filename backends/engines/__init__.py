@@ -30,10 +30,17 @@ class BatchCost:
     Attributes:
         max_tokens: padded tokens (rows x length) beyond which a batch gains nothing.
         call_tokens: fixed cost of one run.
+        round_length: lengths are padded up to a multiple of it, by engines to which every new
+            shape is a cost of its own.
     """
 
     max_tokens: int
     call_tokens: int
+    round_length: int = 1
+
+    def padded(self, length: int) -> int:
+        """Tokens that a text of `length` tokens takes; an empty one takes one at least."""
+        return -(-max(1, length) // self.round_length) * self.round_length
 
 
 class Engine(Protocol):

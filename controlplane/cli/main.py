@@ -25,6 +25,7 @@ from controlplane.cli import (
     serve,
     sync,
     top,
+    tuning,
     versions,
 )
 
@@ -57,6 +58,7 @@ for _command in (
     models.install,
     models.list_models,
     models.info,
+    tuning.tune,
     versions.versions,
     versions.use,
     versions.upgrade,

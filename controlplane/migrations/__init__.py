@@ -19,6 +19,7 @@ from controlplane.migrations import (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0013_engine_choice,
     m0014_plugin_tasks,
 )
 
@@ -38,5 +39,6 @@ STEPS: tuple[ModuleType, ...] = (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0013_engine_choice,
     m0014_plugin_tasks,
 )

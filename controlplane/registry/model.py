@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from controlplane.errors import ValidationFailed
+from controlplane.registry.engine_choice import EngineChoice
 from controlplane.registry.names import (
     LATEST,
     MEDIUM,
@@ -35,6 +36,7 @@ __all__ = [
     "SHORT",
     "STATUS_MOVES",
     "TEXT",
+    "EngineChoice",
     "Model",
     "ModelChange",
     "ModelId",
@@ -103,6 +105,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         artefact: the converter's manifest, None until ready.
         trust_remote_code: code of the repository may run while it is converted, where the server's
             settings allow that.
+        engine_choice: what the converter was, or is to be, asked for; None measures.
         version_number: optimistic lock, from 1, +1 on every change.
     """
 
@@ -131,6 +134,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     created_by: str | None = None
     trust_remote_code: bool = False
+    engine_choice: EngineChoice | None = None
 
     @property
     def triton_name(self) -> str:
@@ -259,6 +263,7 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     keep_loaded: bool = False
     idle_ttl: float | None = None
     trust_remote_code: bool = False
+    engine_choice: EngineChoice | None = None
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):

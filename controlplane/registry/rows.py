@@ -11,6 +11,7 @@ import msgspec
 from controlplane.errors import DatabaseUnusable
 from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
+    EngineChoice,
     Model,
     ModelVersion,
     ResourceRequirements,
@@ -166,6 +167,8 @@ def _version(row: Row, model_id: str) -> ModelVersion:
         artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
         metadata=msgspec.json.decode(row["metadata"]),
         trust_remote_code=bool(row["trust_remote_code"]),
+        engine_choice=row["engine_choice"]
+        and msgspec.json.decode(row["engine_choice"], type=EngineChoice),
     )
 
 

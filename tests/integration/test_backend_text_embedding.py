@@ -51,6 +51,7 @@ class TritonPythonModel(Model):
 
 def convert(source: Path, output: Path) -> Path:
     command = [sys.executable, "-m", "converters", "convert", "--task", "txt2embed"]
+    command += ["--engine", "onnxruntime"]
     paths = ["--source", str(source), "--output", str(output), "--model-id", "org/name"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,7 @@ from controlplane.gateway.rest import (
     operations,
     plugins,
     system,
+    tuning,
     versions,
 )
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 API_ROUTES = [
     *models.ROUTES,
     *versions.ROUTES,
+    tuning.tune_model,
     *operations.ROUTES,
     *catalog.ROUTES,
     *lifecycle.ROUTES,
