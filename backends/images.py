@@ -131,7 +131,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         return _on_white(image)
-    return image.convert("RGB")
+    # Where it is RGB already a copy would only cost memory.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.conversion import fresh_output
 from converters.errors import InsufficientDisk
+from converters.image_repository import is_two_towers
 from converters.sentence_model import read_sentence_model
 from converters.specs import PoolingSpec
 from converters.weights import find_weights
@@ -48,7 +49,14 @@ class Options:
 
 
 def convert(conversion: Conversion) -> dict[str, Any]:
-    """The converter of the task txt2embed; see `convert_text_embedding`."""
+    """The converter of the task txt2embed; see `convert_text_embedding`.
+
+    Of a model that takes pictures and texts it is the text tower (`clip_text.py`).
+    """
+    if is_two_towers(conversion.source):
+        from converters import clip_text
+
+        return clip_text.convert(conversion)
     return convert_text_embedding(
         conversion.source,
         conversion.output,
@@ -92,17 +100,18 @@ def convert_text_embedding(
     """
     model = read_sentence_model(source)
     weights = find_weights(model.transformer.folder, allow_pickle=allow_pickle)
-    _require_space(output, weights)
+    require_space(output, weights)
     with fresh_output(output):
         events.progress("load", 0.0, "loading torch and transformers")
         loaded = load(
             model, weights, output, allow_pickle=allow_pickle, trusted=trusted, threads=threads
         )
         options = Options(threads, engine, precision, external_data_above)
-        return _export(loaded, output, identity, events, options)
+        return write_artefact(loaded, output, identity, events, options)
 
 
-def _require_space(output: Path, weights: Weights) -> None:
+def require_space(output: Path, weights: Weights) -> None:
+    """Raise InsufficientDisk unless the weights can be exported beside `output`."""
     folder = next(parent for parent in output.absolute().parents if parent.exists())
     # The exporter's own file and ours exist at the same time; 4 bytes per number in each.
     needed, free = weights.elements * 4 * 2 + 32 * _MB, shutil.disk_usage(folder).free
@@ -212,9 +221,14 @@ def _with_usable_prompts(model: SentenceModel) -> SentenceModel:
     return dataclasses.replace(model, prompts={name: model.default_prompt} if name else {})
 
 
-def _export(
+def write_artefact(
     loaded: Loaded, output: Path, identity: Identity, events: EventStream, options: Options
 ) -> dict[str, Any]:
+    """Export what was loaded, choose its engine and write the manifest, which is returned.
+
+    Raises:
+        ExportFailed: see `text_export.export`.
+    """
     from converters import onnx
     from converters.manifest import Exported, text_embedding_manifest, write_manifest
     from converters.text_export import export

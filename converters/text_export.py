@@ -122,7 +122,7 @@ class _Attempts:
     def _trace(self, names: tuple[str, ...]) -> Parity:
         self._events.progress("export", 0.0, "tracing with TorchScript")
         onnx.remove(self._output)
-        example = onnx.example(len(names), self._pads_left)
+        example = onnx.text_example(len(names), pads_left=self._pads_left)
         module = torchscript.trace(self._loaded.encoder, example, self._output)
         self._events.progress("verify", 0.0, "comparing TorchScript with PyTorch")
         return self._check.compare_module(module, progress=self._comparing)

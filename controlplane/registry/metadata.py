@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
+from controlplane.registry.image_families import image_vector_size, is_image_encoder
 from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
@@ -260,6 +261,9 @@ def _task(
     tag = card.get("pipeline_tag")
     # never str() of what YAML gave: aliases make a few lines into gigabytes of text
     tagged = _BY_PIPELINE.get(tag) if isinstance(tag, str) else None
+    # The hub calls vectors of anything "feature-extraction".
+    if tagged is TaskType.TXT2EMBED and is_image_encoder(config):
+        return Fact(TaskType.IMG2EMBED.value, FILE, CONFIG)
     if tagged is not None:
         return Fact(tagged.value, FILE, CARD)
     pipeline = index.get("_class_name")
@@ -276,6 +280,8 @@ def _by_architecture(config: Mapping[str, Any]) -> TaskType | None:
     for ending, task in _BY_ARCHITECTURE.items():
         if architecture.endswith(ending):
             return task
+    if is_image_encoder(config):
+        return TaskType.IMG2EMBED
     encoder = architecture.endswith("Model") and config.get("model_type") in _TEXT_ENCODERS
     return TaskType.TXT2EMBED if encoder else None
 
@@ -290,6 +296,11 @@ def _vector_size(
             return Fact(size, FILE, path)
         if kind == "Pooling" and (size := _pooled(_object(read, path))):
             return Fact(size, FILE, path)
+        if kind == "CLIPModel" and (size := _count(image_vector_size(_object(read, path)))):
+            return Fact(size, FILE, path)
+    if is_image_encoder(config):
+        size = _count(image_vector_size(config))
+        return Fact(size, FILE, CONFIG) if size else None
     size = _count(config.get("hidden_size")) or _count(config.get("dim"))
     return Fact(size, FILE, CONFIG) if size else None
 

@@ -72,7 +72,7 @@ TASKS = [
     ({"config_json": BERT}, "txt2embed"),
     ({"config_json": {"architectures": ["LlamaForCausalLM"]}}, "txt2txt"),
     ({"config_json": {"architectures": ["BertForSequenceClassification"]}}, "classification"),
-    ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, None),
+    ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, "img2embed"),
     ({"config_json": {"architectures": ["BertForMaskedLM"], "model_type": "bert"}}, None),
     ({"card": "---\npipeline_tag: robotics\n---\n"}, None),
     ({}, None),
@@ -82,6 +82,49 @@ TASKS = [
 @pytest.mark.parametrize(("files", "task"), TASKS, ids=lambda value: str(value)[:60])
 def test_tasks(files: dict[str, Any], task: str | None) -> None:
     assert facts(**files).get("task_type") == task
+
+
+CLIP = {
+    "architectures": ["CLIPModel"],
+    "model_type": "clip",
+    "projection_dim": 512,
+    "vision_config": {"hidden_size": 768},
+}
+SIGLIP = CLIP | {"architectures": ["SiglipModel"], "model_type": "siglip"}
+ALONE = CLIP | {"architectures": ["CLIPVisionModelWithProjection"], "hidden_size": 768}
+VIT = {"architectures": ["ViTModel"], "model_type": "vit", "hidden_size": 384}
+CONVNEXT = {"architectures": ["ConvNextModel"], "model_type": "convnext", "hidden_sizes": [96, 768]}
+TAGGED = "---\npipeline_tag: feature-extraction\n---\n"
+IMAGES: list[tuple[dict[str, Any], int | None]] = [
+    ({"config_json": CLIP}, 512),
+    ({"config_json": CLIP, "card": TAGGED}, 512),
+    ({"config_json": SIGLIP}, 768),
+    ({"config_json": SIGLIP | {"vision_config": 7}}, None),
+    ({"config_json": ALONE | {"model_type": "clip_vision_model"}}, 512),
+    ({"config_json": VIT}, 384),
+    ({"config_json": CONVNEXT}, 768),
+    (
+        {
+            "modules_json": [
+                {"path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+            ],
+            "0_CLIPModel__config_json": CLIP,
+        },
+        512,
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "size"), IMAGES, ids=lambda value: str(value)[:60])
+def test_image_models(files: dict[str, Any], size: int | None) -> None:
+    found = facts(**files)
+    assert found["task_type"] == "img2embed"
+    assert found.get("vector_size") == size
+
+
+def test_classifiers_of_images_are_no_image_embeddings() -> None:
+    config = VIT | {"architectures": ["ViTForImageClassification"]}
+    assert facts(config_json=config)["task_type"] == "classification"
 
 
 def test_sparse_encoders_are_no_embeddings() -> None:
