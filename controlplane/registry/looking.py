@@ -25,6 +25,7 @@ from controlplane.registry.metadata import CONFIG, LARGEST_SMALL_FILE, SMALL_FIL
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.remote_code import refuse_untrusted
+from controlplane.registry.selection_diffusers import MODEL_INDEX
 from controlplane.registry.source_url import parse_source_url
 from controlplane.registry.sources import fetch, peek, rules_of
 from controlplane.registry.waiting import to_its_end
@@ -89,7 +90,7 @@ async def look(
 
 def _refuse_empty(where: str, names: Iterable[str]) -> None:
     """What is no model at all is not for `--task` to put right."""
-    if not {CONFIG, MODULES} & set(names):
+    if not {CONFIG, MODULES, MODEL_INDEX} & set(names):
         raise ArtifactNotAccessible(
             f"{where} has no config.json, so it is not a transformers or sentence-transformers "
             "model; nor has it the config.pbtxt of a ready-made Triton model."
