@@ -8,10 +8,13 @@ from converters import exporting
 from converters.conversion import fresh_output
 from converters.errors import ExportFailed
 from converters.exporting import tensor
+from converters.image_embedding import tiny_png
 from converters.manifest import MAX_BATCH_SIZE, write_manifest
 from converters.sentence_model import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from converters.conversion import Conversion
 
 _OUTPUTS = [tensor("label", "BYTES", (-1,)), tensor("score", "FP32", (-1,))]
@@ -24,14 +27,18 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         ConversionError: its subclass tells why; `output` is gone then, unless it existed before.
     """
     architecture = _architecture(conversion)
-    if not architecture.endswith("ForSequenceClassification"):
+    if architecture.endswith("ForSequenceClassification"):
+        export = _text
+    elif architecture.endswith("ForImageClassification"):
+        export = _image
+    else:
         raise ExportFailed(
             f"The architecture {architecture!r} is no classifier; one that ends in "
-            "ForSequenceClassification is needed."
+            "ForSequenceClassification or ForImageClassification is needed."
         )
     with fresh_output(conversion.output):
         conversion.events.progress("load", 0.0, "loading torch and transformers")
-        return _text(conversion)
+        return export(conversion)
 
 
 def _architecture(conversion: Conversion) -> str:
@@ -40,25 +47,45 @@ def _architecture(conversion: Conversion) -> str:
 
 
 def _text(conversion: Conversion) -> dict[str, Any]:
-    from converters import onnx, text_head
+    from converters import text_head
 
     loaded = text_head.load(
         conversion, "AutoModelForSequenceClassification", {"logits": {0: "batch"}}
     )
-    accepted, tokenization = text_head.export(loaded, conversion)
-    facts = exporting.graph_facts(accepted, onnx.OPSET, loaded.parameters, loaded.weights.dtype)
-    section = text_head.tokens_section(loaded, tokenization)
-    section |= {"takes": "text"} | labels(loaded.config)
+    done = text_head.export(loaded, conversion)
+    facts = exporting.graph_facts(
+        done.accepted, done.chosen, loaded.parameters, loaded.weights.dtype
+    )
+    section = {"takes": "text"} | text_head.tokens_section(loaded, done) | labels(loaded.config)
+    probe = {"inputs": {"text_input": "health check"}}
+    return _write(conversion, "text_input", probe, section, facts)
+
+
+def _image(conversion: Conversion) -> dict[str, Any]:
+    from converters import image_head
+
+    loaded = image_head.load(conversion)
+    section, facts = image_head.export(loaded, conversion)
+    section = {"takes": "image", "image": section} | labels(loaded.config)
+    probe = {"inputs": {"image_input": {"base64": tiny_png()}}}
+    return _write(conversion, "image_input", probe, section, facts)
+
+
+def _write(
+    conversion: Conversion,
+    input_name: str,
+    probe: dict[str, Any],
+    section: dict[str, Any],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
     manifest = exporting.base_manifest(
         conversion,
         backend="classification",
-        engine="onnxruntime",
-        precision="fp32",
         libraries=("torch", "transformers", "onnx"),
-        inputs=[tensor("text_input", "BYTES")],
+        inputs=[tensor(input_name, "BYTES")],
         outputs=_OUTPUTS,
         max_batch_size=MAX_BATCH_SIZE,
-        probe={"inputs": {"text_input": "health check"}},
+        probe=probe,
         classification=section,
         **facts,
     )

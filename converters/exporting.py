@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from converters.conversion import Conversion
+    from converters.engines import Chosen
     from converters.progress import EventStream
 
 MAX_ABS_DIFF = 1e-4
@@ -131,18 +132,23 @@ def base_manifest(
 
 
 def graph_facts(
-    accepted: Accepted, opset: int, parameters: int, dtype: str | None
+    accepted: Accepted, chosen: Chosen, parameters: int, dtype: str | None
 ) -> Mapping[str, Any]:
-    """What a manifest says of an exported graph."""
+    """What a manifest says of an exported graph and its engine."""
+    from converters.onnx import OPSET
+
     return {
+        "engine": chosen.engine,
+        "precision": chosen.precision,
         "parity": {
             "reference": "pytorch fp32",
             "items": accepted.agreement.items,
             "max_abs_diff": float(f"{accepted.agreement.max_abs_diff:.1e}"),
         },
+        "candidates": chosen.table,
         "parameters": parameters,
         "dtype": dtype or "unknown",
-        "converter": {"opset": opset, "exporter": accepted.exporter},
+        "converter": {"opset": OPSET, "exporter": accepted.exporter},
     }
 
 

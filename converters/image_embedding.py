@@ -119,7 +119,7 @@ def _image_part(
     graph_facts = check.graph({"onnx": file}, done.inputs, OUTPUT_NAME)
     chosen = _choose(conversion, graph_facts, conversion.engine)
     height, width = section["size"]
-    patch = _patch(image_model.model.config)
+    patch = patch_size(image_model.model.config)
     return _Part(
         section={
             "model_file": f"{IMAGE_FOLDER}/{onnx.MODEL_FILE}",
@@ -147,7 +147,7 @@ def _choose(conversion: Conversion, graph: Graph, engine: str | None) -> Chosen:
     )
 
 
-def _patch(config: Any) -> int:
+def patch_size(config: Any) -> int:
     vision = getattr(config, "vision_config", config)
     patch = getattr(vision, "patch_size", None)
     return patch if isinstance(patch, int) and patch > 0 else _USUAL_PATCH
@@ -233,7 +233,7 @@ def _manifest(
         inputs=[tensor(name, "BYTES", optional=len(names) > 1) for name in names],
         outputs=[tensor("embedding", "FP32", (image.dimension,))],
         max_batch_size=MAX_BATCH_SIZE,
-        probe={"inputs": {"image_input": {"base64": _tiny_png()}}},
+        probe={"inputs": {"image_input": {"base64": tiny_png()}}},
         image_embedding={
             "dimension": image.dimension,
             "normalized": repository.normalize,
@@ -247,7 +247,7 @@ def _manifest(
     )
 
 
-def _tiny_png() -> str:
+def tiny_png() -> str:
     """A picture of 2 x 2 pixels, base64."""
     from PIL import Image
 

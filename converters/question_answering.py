@@ -32,21 +32,21 @@ def convert(conversion: Conversion) -> dict[str, Any]:
     Raises:
         ConversionError: its subclass tells why; `output` is gone then, unless it existed before.
     """
-    from converters import onnx, text_head
+    from converters import text_head
 
     with fresh_output(conversion.output):
         conversion.events.progress("load", 0.0, "loading torch and transformers")
         loaded = text_head.load(conversion, "AutoModelForQuestionAnswering", _AXES)
         _require_pairs(loaded, conversion.output)
-        accepted, tokenization = text_head.export(loaded, conversion)
-        facts = exporting.graph_facts(accepted, onnx.OPSET, loaded.parameters, loaded.weights.dtype)
-        section = text_head.tokens_section(loaded, tokenization)
-        section |= _reading(tokenization, conversion.source)
+        done = text_head.export(loaded, conversion)
+        facts = exporting.graph_facts(
+            done.accepted, done.chosen, loaded.parameters, loaded.weights.dtype
+        )
+        section = text_head.tokens_section(loaded, done)
+        section |= _reading(done.tokenization, conversion.source)
         manifest = exporting.base_manifest(
             conversion,
             backend="question_answering",
-            engine="onnxruntime",
-            precision="fp32",
             libraries=("torch", "transformers", "onnx"),
             inputs=[tensor("text_input", "BYTES"), tensor("context_input", "BYTES")],
             outputs=[

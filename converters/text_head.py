@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from converters import exporting, loading, onnx
+from converters.engines import Chosen, Graph, choose
 from converters.errors import ArtifactNotAccessible, ExportFailed, InsufficientDisk
 from converters.specs import SentenceModel, TransformerSpec
 from converters.tokenization import (
@@ -20,11 +21,11 @@ from converters.tokenization import (
     open_tokenizer,
     write_tokenizer,
 )
-from converters.verify import open_session, verification_batches
+from converters.verify import TIMED_TOKENS, open_session, timed_texts, verification_batches
 from converters.weights import find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -118,11 +119,22 @@ def require_space(output: Path, weights: Weights) -> None:
         raise InsufficientDisk(str(folder), free, needed)
 
 
-def export(loaded: TextHead, conversion: Conversion) -> tuple[exporting.Accepted, Tokenization]:
-    """Write the graph with the first exporter whose result computes what PyTorch does.
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """An exported head: what it reads, and the engine that is to run it."""
+
+    accepted: exporting.Accepted
+    tokenization: Tokenization
+    chosen: Chosen
+
+
+def export(loaded: TextHead, conversion: Conversion) -> Done:
+    """Write the graph with the first exporter whose result computes what PyTorch does, and choose
+    its engine.
 
     Raises:
-        ExportFailed: none does, or PyTorch's own outputs are no numbers.
+        ExportFailed: no exporter's does, or PyTorch's own outputs are no numbers.
+        EngineUnavailable: the engine that was asked for.
     """
     events, output = conversion.events, conversion.output
     events.progress("load", 0.8, f"{loaded.parameters:,} parameters; PyTorch reads the test texts")
@@ -141,7 +153,28 @@ def export(loaded: TextHead, conversion: Conversion) -> tuple[exporting.Accepted
         lambda: check.compare(output / onnx.MODEL_FILE, threads=conversion.threads),
         events,
     )
-    return accepted, dataclasses.replace(tokenization, input_names=accepted.inputs)
+    chosen = choose_engine(
+        conversion, check.graph({"onnx": output / onnx.MODEL_FILE}, accepted.inputs)
+    )
+    read = dataclasses.replace(tokenization, input_names=accepted.inputs)
+    return Done(accepted, read, chosen)
+
+
+def choose_engine(conversion: Conversion, graph: Graph) -> Chosen:
+    """The engine for a graph of logits; the default where cosines say nothing of them.
+
+    Raises:
+        EngineUnavailable: the one that was asked for.
+    """
+    engine, precision = conversion.engine, conversion.precision
+    if any(array.shape[-1] == 1 for _, outputs in graph.checked for array in outputs.values()):
+        engine, precision = engine or "onnxruntime", precision or "fp32"
+    return choose(
+        graph,
+        engine=engine,
+        precision=precision,
+        progress=lambda share, what: conversion.events.progress("verify", share, what),
+    )
 
 
 class _Check:
@@ -156,6 +189,7 @@ class _Check:
             input_names=tuple(dict.fromkeys((*names, "attention_mask"))),
         )
         tokenizer = open_tokenizer(tokenizer_file, short)
+        timed = dataclasses.replace(short, max_seq_length=min(limit, TIMED_TOKENS))
         # A model may look for the last token that is no padding: every text has one here.
         texts = [[text for text in batch if text.strip()] for batch in verification_batches(limit)]
         self._names = tuple(loaded.axes)
@@ -171,8 +205,12 @@ class _Check:
             )
         with torch.no_grad():
             tensors = [[torch.from_numpy(b[name]) for name in names] for b in self._inputs]
-            found = [[out.numpy() for out in loaded.head(*batch)] for batch in tensors]
-        self._expected = self._flat(found)
+            self._found = [[out.numpy() for out in loaded.head(*batch)] for batch in tensors]
+        short_tokenizer = open_tokenizer(tokenizer_file, timed)
+        self._timed = {
+            size: encode(short_tokenizer, timed_texts(size), timed) for size in (1, 8, 32)
+        }
+        self._expected = self._flat(self._found)
         if not np.isfinite(self._expected).all():
             raise ExportFailed("The model itself gives values that are no numbers.")
 
@@ -185,6 +223,23 @@ class _Check:
         ]
         return exporting.agreement(self._texts, self._expected, self._flat(found))
 
+    def graph(self, files: Mapping[str, Path], input_names: Sequence[str]) -> Graph:
+        """What engines are measured with, see `engines.choose`."""
+
+        def named(batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            return {name: batch[name] for name in input_names}
+
+        return Graph(
+            files=files,
+            input_names=input_names,
+            output_names=self._names,
+            timed={size: named(batch) for size, batch in self._timed.items()},
+            checked=[
+                (named(batch), dict(zip(self._names, found, strict=True)))
+                for batch, found in zip(self._inputs, self._found, strict=True)
+            ],
+        )
+
     def _flat(self, outputs: list[list[NDArray[Any]]]) -> NDArray[np.float64]:
         """All values that count: those of padding do not."""
         kept = []
@@ -196,10 +251,11 @@ class _Check:
         return flat
 
 
-def tokens_section(loaded: TextHead, tokenization: Tokenization) -> dict[str, Any]:
+def tokens_section(loaded: TextHead, done: Done) -> dict[str, Any]:
     """The manifest's description of graph and tokenizer, as text_embedding has it."""
+    tokenization = done.tokenization
     return {
-        "model_file": onnx.MODEL_FILE,
+        "model_file": done.chosen.model_file.name,
         "tokenizer_file": TOKENIZER_FILE,
         "input_names": list(tokenization.input_names),
         "output_names": list(loaded.axes),

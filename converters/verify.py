@@ -79,7 +79,7 @@ _BATCH_SIZES = (1, 1, 2, 4, 8, 8, 8, 5)
 
 # Batch sizes that engines are measured with, and tokens of their texts: what most sentences have.
 _TIMED = (1, 8, 32)
-_TIMED_TOKENS = 32
+TIMED_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,9 @@ class Check:
         limit = min(tokenization.max_seq_length, _LONGEST)
         tokenizer = open_tokenizer(tokenizer_file, replace(tokenization, max_seq_length=limit))
         short = open_tokenizer(
-            tokenizer_file, replace(tokenization, max_seq_length=min(limit, _TIMED_TOKENS))
+            tokenizer_file, replace(tokenization, max_seq_length=min(limit, TIMED_TOKENS))
         )
-        self._timed = {size: encode(short, _timed_texts(size), tokenization) for size in _TIMED}
+        self._timed = {size: encode(short, timed_texts(size), tokenization) for size in _TIMED}
         batches = verification_batches(limit)
         self._batches = [encode(tokenizer, batch, tokenization) for batch in batches]
         _require_known_tokens(encoder, self._batches)
@@ -207,10 +207,10 @@ class Check:
         )
 
 
-def _timed_texts(count: int) -> list[str]:
+def timed_texts(count: int) -> list[str]:
     """Sentences of more tokens than are timed, so that all are cut to one length."""
     words = _SENTENCE.split() * 3
-    return [" ".join(words[i : i + 2 * _TIMED_TOKENS]) for i in range(count)]
+    return [" ".join(words[i : i + 2 * TIMED_TOKENS]) for i in range(count)]
 
 
 def measure(expected: Vectors, found: Vectors) -> Parity:

@@ -26,6 +26,27 @@ def text_classifier(folder: Path, *, decoder: bool = False, **config: Any) -> Pa
     return _head(source, folder, getattr(transformers, kind), config)
 
 
+def image_classifier(folder: Path) -> Path:
+    """A ViT for pictures of 32 x 32 pixels with three labels."""
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    torch.manual_seed(29)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        initializer_range=0.3,
+        id2label=dict(enumerate(LABELS)),
+    )
+    ViTForImageClassification(config).eval().save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def reader(folder: Path, *, roberta: bool = False) -> Path:
     """A BERT (or RoBERTa) that gives start and end logits; 128 positions."""
     from transformers import BertForQuestionAnswering, RobertaForQuestionAnswering

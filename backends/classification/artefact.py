@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from backends.errors import ArtefactError
+from backends.image_embedding.artefact import ImageGraph, image_graph
 from backends.manifest import read_manifest, reading
 from backends.text_graph import TextGraphArtefact, text_graph_artefact
 
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClassificationArtefact:
-    """A converted classifier of texts.
+    """A converted classifier of texts or of images.
 
     Attributes:
+        text, image: the graph; one of them.
         labels: in the order of the logits.
         activation: what makes scores of logits.
     """
 
-    text: TextGraphArtefact
+    model_id: str
+    text: TextGraphArtefact | None
+    image: ImageGraph | None
     labels: tuple[str, ...]
     activation: Literal["softmax", "sigmoid", "none"]
 
@@ -36,11 +40,14 @@ def read_artefact(folder: Path) -> ClassificationArtefact:
     manifest = read_manifest(folder)
     with reading(folder):
         section = manifest["classification"]
+        pictures = section["takes"] == "image"
         artefact = ClassificationArtefact(
-            text=text_graph_artefact(folder, manifest, section),
+            model_id=str(manifest["model_id"]),
+            text=None if pictures else text_graph_artefact(folder, manifest, section),
+            image=image_graph(folder, manifest, section["image"]) if pictures else None,
             labels=tuple(str(label) for label in section["labels"]),
             activation=section["activation"],
         )
     if artefact.activation not in ("softmax", "sigmoid", "none") or not artefact.labels:
-        raise ArtefactError(f"The manifest of {artefact.text.model_id} names no labels to score.")
+        raise ArtefactError(f"The manifest of {artefact.model_id} names no labels to score.")
     return artefact

@@ -1,4 +1,4 @@
-"""From texts to scored labels."""
+"""From texts or images to scored labels."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from backends.classification.artefact import ClassificationArtefact, read_artefact
-from backends.errors import BackendError, EngineError
+from backends.errors import BackendError, EngineError, InputError
+from backends.image_embedding.embedder import PictureTower
 from backends.request_parameters import whole_number
-from backends.request_texts import read_texts
+from backends.request_texts import read_bytes, read_texts
 from backends.text_embedding.tokens import TextTokenizer
 from backends.text_graph import open_text_graph, run_rows
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from backends.engines import Engine
+    from backends.image_embedding.artefact import ImageGraph
+    from backends.text_graph import TextGraphArtefact
 
 DEFAULT_TOP_K = 5
 _ANY = 1_000_000
@@ -28,9 +30,9 @@ _ANY = 1_000_000
 
 @dataclass(frozen=True)
 class ClassificationRequest:
-    """Texts to classify; the `top_k` best labels of each are wanted."""
+    """Texts, or images as files, to classify; the `top_k` best labels of each are wanted."""
 
-    texts: tuple[str, ...]
+    items: tuple[Any, ...]
     top_k: int
 
 
@@ -43,14 +45,11 @@ class Labelled:
 
 
 class Classifier:
-    """A loaded model: an artefact with its tokenizer and its engine."""
+    """A loaded model: an artefact and what makes logits of a request's items."""
 
-    def __init__(
-        self, artefact: ClassificationArtefact, tokenizer: TextTokenizer, engine: Engine
-    ) -> None:
+    def __init__(self, artefact: ClassificationArtefact, logits: TextLogits | ImageLogits) -> None:
         self.artefact = artefact
-        self._tokenizer = tokenizer
-        self._engine = engine
+        self._logits = logits
         self._labels = np.array([label.encode() for label in artefact.labels], dtype=np.object_)
 
     @classmethod
@@ -61,56 +60,59 @@ class Classifier:
             ArtefactError, EngineError: it cannot be loaded, with the reason.
         """
         artefact = read_artefact(folder)
-        tokenizer = TextTokenizer(artefact.text)
-        return cls(artefact, tokenizer, open_text_graph(artefact.text, device_id=device_id))
+        if artefact.text is not None:
+            return cls(artefact, TextLogits(artefact.text, device_id=device_id))
+        assert artefact.image is not None
+        return cls(artefact, ImageLogits(artefact.image, device_id=device_id))
 
     def read(
-        self, text_input: NDArray[Any], parameters: Mapping[str, Any]
+        self, inputs: Mapping[str, Any], parameters: Mapping[str, Any]
     ) -> ClassificationRequest:
         """Check a request; `top_k` beyond the number of labels means all of them.
 
+        Args:
+            inputs: the arrays that the request has, `[n, 1]` or `[n]`.
+
         Raises:
-            InputError: as `read_texts`; a `top_k` that is no whole number of at least 1.
+            InputError: not the input that this model takes; as `read_texts`; a `top_k` that is
+                no whole number of at least 1.
         """
         top_k = whole_number(parameters, "top_k", DEFAULT_TOP_K, low=1, high=_ANY)
         assert top_k is not None
-        texts = read_texts("text_input", text_input)
-        return ClassificationRequest(tuple(texts), min(top_k, len(self._labels)))
+        name = self._logits.input_name
+        if set(inputs) != {name}:
+            raise InputError(f"Model {self.artefact.model_id} takes {name}, and nothing else.")
+        items = self._logits.read(inputs[name])
+        return ClassificationRequest(tuple(items), min(top_k, len(self._labels)))
 
     def classify(
         self,
         requests: Sequence[ClassificationRequest],
         abandoned: Callable[[int], bool] = lambda _: False,
     ) -> list[Labelled | BackendError]:
-        """Classify all texts of all requests together.
+        """Classify all items of all requests together.
 
         Args:
-            abandoned: asked with a request's index; from then on its texts are left out.
+            abandoned: asked with a request's index; from then on its items are left out.
 
         Returns:
             Per request, in order, its labels or what went wrong.
         """
-        owners = [index for index, request in enumerate(requests) for _ in request.texts]
-        encodings = self._tokenizer.encode([text for request in requests for text in request.texts])
-        rows = run_rows(self._engine, self._tokenizer, encodings, owners, abandoned)
-        mine: list[list[Any]] = [[] for _ in requests]
-        for owner, row in zip(owners, rows, strict=True):
-            mine[owner].append(row)
+        rows = self._logits.run(requests, abandoned)
         return [
             self._labelled(found, request.top_k)
-            for found, request in zip(mine, requests, strict=True)
+            for found, request in zip(rows, requests, strict=True)
         ]
 
     def _labelled(self, rows: list[Any], top_k: int) -> Labelled | BackendError:
         failure = next((row for row in rows if isinstance(row, BackendError)), None)
         if failure is not None:
             return failure
-        logits = (
-            np.stack([row["logits"] for row in rows]) if rows else np.zeros((0, len(self._labels)))
-        )
-        if logits.shape != (len(rows), len(self._labels)):
+        count = len(self._labels)
+        logits = np.stack(rows) if rows else np.zeros((0, count))
+        if logits.shape != (len(rows), count):
             return EngineError(
-                f"The graph returned the shape {logits.shape} for {len(rows)} texts."
+                f"The graph returned the shape {logits.shape} for {len(rows)} items."
             )
         if not np.isfinite(logits).all():
             return EngineError("The model returned values that are not finite.")
@@ -118,6 +120,55 @@ class Classifier:
         # stable: labels of one score stay in the model's order, as transformers sorts them
         order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
         return Labelled(self._labels[order], np.take_along_axis(scores, order, axis=1))
+
+
+class TextLogits:
+    """Texts to logits."""
+
+    input_name = "text_input"
+
+    def __init__(self, graph: TextGraphArtefact, *, device_id: int) -> None:
+        """Open tokenizer and graph; raises ArtefactError, EngineError."""
+        self._tokenizer = TextTokenizer(graph)
+        self._engine = open_text_graph(graph, device_id=device_id)
+
+    def read(self, items: NDArray[Any]) -> list[str]:
+        return read_texts(self.input_name, items)
+
+    def run(
+        self, requests: Sequence[ClassificationRequest], abandoned: Callable[[int], bool]
+    ) -> list[list[Any]]:
+        """Per request, per text: FP32 [labels], or what went wrong."""
+        owners = [index for index, request in enumerate(requests) for _ in request.items]
+        encodings = self._tokenizer.encode([text for request in requests for text in request.items])
+        rows = run_rows(self._engine, self._tokenizer, encodings, owners, abandoned)
+        mine: list[list[Any]] = [[] for _ in requests]
+        for owner, row in zip(owners, rows, strict=True):
+            mine[owner].append(row if isinstance(row, BackendError) else row["logits"])
+        return mine
+
+
+class ImageLogits:
+    """Image files to logits."""
+
+    input_name = "image_input"
+
+    def __init__(self, graph: ImageGraph, *, device_id: int) -> None:
+        """Open the graph; raises EngineError."""
+        self._tower = PictureTower(graph, graph.open(device_id=device_id))
+
+    def read(self, items: NDArray[Any]) -> list[bytes]:
+        return read_bytes(self.input_name, items)
+
+    def run(
+        self, requests: Sequence[ClassificationRequest], abandoned: Callable[[int], bool]
+    ) -> list[list[Any]]:
+        """Per request, per image: FP32 [labels], or what went wrong."""
+        pictures = [(i, n, file) for i, r in enumerate(requests) for n, file in enumerate(r.items)]
+        mine: list[list[Any]] = [[] for _ in requests]
+        for (owner, _, _), row in zip(pictures, self._tower.run(pictures, abandoned), strict=True):
+            mine[owner].append(row)
+        return mine
 
 
 def activated(logits: NDArray[Any], activation: str) -> NDArray[np.float32]:

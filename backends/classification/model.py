@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import triton_python_backend_utils as pb_utils
-
 from backends import triton
 from backends.classification.classifier import ClassificationRequest, Classifier
-from backends.errors import BackendError, InputError
+from backends.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,10 +36,8 @@ class TritonPythonModel:
         return triton.answer_together(requests, self._read, self._classify)
 
     def _read(self, request: Any) -> ClassificationRequest:
-        tensor = pb_utils.get_input_tensor_by_name(request, "text_input")
-        if tensor is None:
-            raise InputError("The input text_input is missing.")
-        return self._classifier.read(tensor.as_numpy(), triton.parameters(request))
+        inputs = triton.arrays(request, ("text_input", "image_input"))
+        return self._classifier.read(inputs, triton.parameters(request))
 
     def _classify(
         self, accepted: list[ClassificationRequest], abandoned: Any

@@ -79,7 +79,7 @@ def read_artefact(folder: Path) -> ImageEmbeddingArtefact:
             model_id=str(manifest["model_id"]),
             dimension=int(section["dimension"]),
             normalized=bool(section["normalized"]),
-            image=_image_graph(folder, manifest, section["image"]),
+            image=image_graph(folder, manifest, section["image"]),
             # Each graph may have an engine of its own.
             text=None if text is None else text_graph_artefact(folder, {**manifest, **text}, text),
         )
@@ -87,9 +87,10 @@ def read_artefact(folder: Path) -> ImageEmbeddingArtefact:
     return artefact
 
 
-def _image_graph(
+def image_graph(
     folder: Path, manifest: Mapping[str, Any], section: Mapping[str, Any]
 ) -> ImageGraph:
+    """Of a backend's section on pictures; to be called within `manifest.reading`."""
     return ImageGraph(
         engine=str(section.get("engine", manifest["engine"])),
         precision=str(section.get("precision", manifest["precision"])),

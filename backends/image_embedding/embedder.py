@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backends.engines import Engine
+    from backends.image_embedding.artefact import ImageGraph
     from backends.image_embedding.requests import EmbeddingRequest
     from backends.text_graph import TextGraphArtefact
 
@@ -52,7 +53,7 @@ class Embedder:
             ArtefactError, EngineError: it cannot be loaded, with the reason.
         """
         artefact = read_artefact(folder)
-        pictures = PictureTower(artefact, artefact.image.open(device_id=device_id))
+        pictures = PictureTower(artefact.image, artefact.image.open(device_id=device_id))
         texts = None if artefact.text is None else TextTower(artefact.text, device_id=device_id)
         return cls(artefact, pictures, texts)
 
@@ -102,8 +103,8 @@ class Embedder:
 class PictureTower:
     """Image files to vectors."""
 
-    def __init__(self, artefact: ImageEmbeddingArtefact, engine: Engine) -> None:
-        self._graph, self._engine = artefact.image, engine
+    def __init__(self, graph: ImageGraph, engine: Engine) -> None:
+        self._graph, self._engine = graph, engine
         threads = min(_MOST_THREADS, usable_cores())
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 

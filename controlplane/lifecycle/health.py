@@ -119,7 +119,8 @@ def probe_inputs(manifest: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]
         shape = batch + [1 if size < 0 else size for size in tensor["shape"]]
         if datatype == "BYTES":
             content = _probe_bytes(given[name] if given else "health check")
-            inputs[name] = np.full(shape, content, dtype=np.object_)
+            inputs[name] = np.empty(shape, dtype=np.object_)
+            inputs[name].fill(content)  # np.full would cut the zeros at the end of the bytes
         else:
             inputs[name] = np.zeros(shape, dtype=NUMPY_TYPES[datatype])
     return inputs

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from controlplane.triton.failures import RequestRejected
 from tests import models, pipeline_models
@@ -88,7 +90,7 @@ def test_scores_follow_the_problem_type(
     assert manifest["classification"]["activation"] == activation
     classifier = Classifier.open(tmp_path / "artefact")
     texts = ["the cat plays", "Two three, four"]
-    request = classifier.read(np.array([t.encode() for t in texts], np.object_), {})
+    request = classifier.read({"text_input": np.array([t.encode() for t in texts], np.object_)}, {})
     (found,) = classifier.classify([request])
     for row, expected in enumerate(pipeline_scores(source, texts)):
         mine = dict(zip([b.decode() for b in found.labels[row]], found.scores[row], strict=True))
@@ -102,7 +104,7 @@ def test_a_decoder_looks_at_its_last_token_whatever_the_padding(tmp_path: Path) 
     convert("classification", source, tmp_path / "artefact")
     classifier = Classifier.open(tmp_path / "artefact")
     texts = ["the cat plays in the house", "a", "two three " * 9]
-    request = classifier.read(np.array([t.encode() for t in texts], np.object_), {})
+    request = classifier.read({"text_input": np.array([t.encode() for t in texts], np.object_)}, {})
     (found,) = classifier.classify([request])
     for row, expected in enumerate(pipeline_scores(source, texts)):
         mine = dict(zip([b.decode() for b in found.labels[row]], found.scores[row], strict=True))
@@ -214,3 +216,35 @@ async def test_a_reader_in_triton(
             "text_input[0] has 300 tokens; this model reads questions of at most 60.",
             "Parameter handle_impossible_answer must be true or false, got 'no'.",
         ]
+
+
+def test_images_are_classified_as_transformers_does(tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    from backends.classification.classifier import Classifier
+    from backends.errors import InputError
+
+    source = pipeline_models.image_classifier(tmp_path / "source")
+    manifest = convert("classification", source, tmp_path / "artefact")
+    assert [tensor["name"] for tensor in manifest["inputs"]] == ["image_input"]
+    classifier = Classifier.open(tmp_path / "artefact")
+    noise = np.random.default_rng(5).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    images = [Image.fromarray(noise), Image.new("RGB", (40, 200), (200, 30, 30))]
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files.append(file.getvalue())
+    request = classifier.read({"image_input": np.array(files, np.object_)}, {})
+    (found,) = classifier.classify([request])
+    expected = pipeline("image-classification", str(source), device="cpu")(images, top_k=3)
+    for row, entries in enumerate(expected):
+        assert [b.decode() for b in found.labels[row]] == [entry["label"] for entry in entries]
+        scores = [entry["score"] for entry in entries]
+        np.testing.assert_allclose(found.scores[row], scores, atol=1e-4)
+    with pytest.raises(InputError, match="takes image_input, and nothing else"):
+        classifier.read({"text_input": np.array([b"a"], np.object_)}, {})
+    damaged = classifier.read({"image_input": np.array([files[0][:99]], np.object_)}, {})
+    bad, good = classifier.classify([damaged, request])
+    assert isinstance(bad, InputError)
+    assert good.labels.tolist() == found.labels.tolist()

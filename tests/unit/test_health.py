@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import timedelta
 
 import msgspec
@@ -79,6 +80,15 @@ def test_probe_inputs_fit_the_manifest() -> None:
 def test_probe_inputs_of_a_model_that_does_not_batch() -> None:
     manifest = {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1]}]}
     assert probe_inputs(manifest)["x"].shape == (1,)
+
+
+def test_probe_bytes_keep_the_zeros_at_their_end() -> None:
+    content = base64.b64encode(b"RIFF\0\0").decode()
+    manifest = {
+        "inputs": [{"name": "audio_input", "datatype": "BYTES", "shape": [1]}],
+        "probe": {"inputs": {"audio_input": {"base64": content}}},
+    }
+    assert probe_inputs(manifest)["audio_input"].tolist() == [b"RIFF\0\0"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
