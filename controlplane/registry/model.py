@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from controlplane.errors import InvalidTaskType, ValidationFailed
+from controlplane.registry.model_form import ModelForm
 from controlplane.registry.names import (
     LATEST,
     MEDIUM,
@@ -215,6 +216,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
         need_source: where `need_mb` comes from, for those who look.
         floating: it was asked for without a version: a switch of the current version may give the
             request to the new one.
+        form: its tensors.
     """
 
     model_id: str
@@ -226,6 +228,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     need_mb: float
     need_source: str = "estimated"
     floating: bool = False
+    form: ModelForm = ModelForm()
 
     @property
     def key(self) -> tuple[str, int]:
