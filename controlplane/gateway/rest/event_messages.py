@@ -15,7 +15,7 @@ import structlog
 from litestar.response import Stream
 
 from controlplane.errors import InferenceFailed, ModelMoraError
-from controlplane.gateway.errors import GENERIC_MESSAGE, envelope
+from controlplane.gateway.errors import GENERIC_MESSAGE, HTTP_STATUS, envelope, lookup
 from controlplane.gateway.rest.infer_schemas import InferenceResponse
 from controlplane.inference.infer import InferResult
 
@@ -107,13 +107,14 @@ class _Call:
                     self._unread.put_nowait(_message(event))
                     await self._wait_for_room()
         except ModelMoraError as error:
-            self._fail(error, error.code, error.message, error.details)
+            self._fail(error, envelope(error.code, error.message, error.details))
         except Exception as error:
             log.exception("unexpected error", error_code="INTERNAL_ERROR")
-            self._fail(error, "INTERNAL_ERROR", GENERIC_MESSAGE, {})
+            self._fail(error, envelope("INTERNAL_ERROR", GENERIC_MESSAGE))
 
-    def _fail(self, error: Exception, code: str, message: str, details: dict[str, Any]) -> None:
-        self._unread.put_nowait(_Message("error", envelope(code, message, details), True, error))
+    def _fail(self, error: Exception, body: dict[str, Any]) -> None:
+        data = {**body, "status": lookup(HTTP_STATUS, error, 500)}
+        self._unread.put_nowait(_Message("error", data, ends=True, error=error))
 
     async def _wait_for_room(self) -> None:
         if self._unread.qsize() < _UNREAD:
