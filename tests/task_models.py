@@ -97,6 +97,8 @@ class TritonPythonModel:
         words = [said, " ", json.dumps(known, sort_keys=True)]
         if given.get("text_input", [b""])[0] == b"endless":
             words = (f"{i} " for i in range(10**9))
+        if given.get("text_input", [b""])[0] == b"flood":
+            words = (f"{i}" * 100_000 for i in range(10**9))
         if given.get("text_input", [b""])[0] == b"fail":
             yield {"text_output": texts("so far")}
             raise RuntimeError("the model broke")
@@ -107,7 +109,6 @@ class TritonPythonModel:
         if options.get("stream"):
             for word in words:
                 if not isinstance(words, list):
-                    (self.folder / "alive").touch()
                     time.sleep(0.01)
                 yield {"text_output": texts(word)}
             yield {"text_output": texts(""), **last}

@@ -112,11 +112,19 @@ class Shown:
                 yield from _answer(answer)
         else:
             yield from _answer(output)
-        usage = result.metadata.usage
-        tokens = f", {usage['total_tokens']} tokens" if usage else ""
-        if result.metadata.total_time_ms is not None:
-            where = f"{result.model_id}@{result.version}"
-            self._out.note(f"{where}, {result.metadata.total_time_ms:.1f} ms{tokens}")
+        took = _took(result)
+        if took and "dimension" in output:
+            yield took
+        elif took:  # the answer itself goes into pipes
+            self._out.note(took)
+
+
+def _took(result: InferResult) -> str:
+    known = result.metadata
+    if known.total_time_ms is None:
+        return ""
+    tokens = f", {known.usage['total_tokens']} tokens" if known.usage else ""
+    return f"{result.model_id}@{result.version}, {known.total_time_ms:.1f} ms{tokens}"
 
 
 def for_terminal(text: str) -> str:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
+import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from controlplane.cli import exits
+from controlplane.cli.main import run
+from controlplane.client import (
+    AsyncModelMoraClient,
+    InferEvent,
+    ModelMoraApiError,
+    ModelMoraClient,
+)
 from controlplane.events import InferenceFinished
+from controlplane.gateway.rest import event_messages
 from controlplane.inference.tasks import TASKS
 from controlplane.registry.repository import ModelRepository
 from controlplane.triton.client import TritonClient
@@ -19,6 +31,7 @@ from tests import task_models
 from tests.conftest import BackgroundTriton
 from tests.gateway import Gateway, running_gateway
 from tests.waiting import eventually
+from tests.webserver import Fault, WebServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -335,3 +348,196 @@ async def test_a_client_that_goes_away_ends_the_request_in_the_model(
     await eventually((folder / "cancelled").exists)
     await eventually(lambda: gateway.leases("org/txt2txt") == 0)
     assert finished(gateway)[-1].error_code == "CANCELLED"
+
+
+async def test_a_client_that_does_not_read_loses_its_call(
+    rest: Rest, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_messages, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(event_messages, "_UNREAD", 4)
+    await rest.ask("txt2txt", {"prompt": "load it"})
+    body = json.dumps({"input_data": {"prompt": "flood"}, "stream": True}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port, limit=1024)
+    writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    head = f"POST /api/v1/infer/org/txt2txt HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}"
+    writer.write(f"{head}\r\n\r\n".encode() + body)
+    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await eventually(lambda: gateway.leases("org/txt2txt") == 0)
+    assert finished(gateway)[-1].error_code == "CANCELLED"
+    writer.close()
+
+
+# -- large bodies, addresses ----------------------------------------------------------------------
+
+
+async def test_forty_megabytes_leave_the_event_loop_to_others(rest: Rest) -> None:
+    content = b"\x89PNG" + bytes(40_000_000)
+    body = json.dumps({"input_data": {"image": b64(content)}}).encode()
+    await rest.ask("img2embed", {"text": "load it"})
+    asking = asyncio.ensure_future(
+        rest.http.post("/api/v1/infer/org/img2embed", content=body, timeout=60)
+    )
+    longest = 0.0
+    while not asking.done():
+        began = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.001)
+        longest = max(longest, asyncio.get_running_loop().time() - began)
+    assert (await asking).json()["output_data"]["embedding"][0] == len(content)
+    print(f"longest pause of the event loop: {longest * 1000:.0f} ms")
+    assert longest < 2.0  # seconds on a crowded machine; measured 0.1 to 0.2
+
+
+async def test_a_body_beyond_the_limit_is_413(triton_server: BackgroundTriton) -> None:
+    async with gateway_before(triton_server, max_request_bytes=10_000) as small:
+        url = f"http://{small.http_address}/api/v1/infer/org/img2embed"
+        async with httpx.AsyncClient() as http:
+            answer = await http.post(url, json={"input_data": {"image": "A" * 20_000}})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "PAYLOAD_TOO_LARGE"
+
+
+async def test_files_by_address(triton_server: BackgroundTriton, tmp_path: Path) -> None:
+    allowed = {"allow_url_inputs": True, "allow_http": True, "allow_private_sources": True}
+    with WebServer(tmp_path) as web:
+        web.files["/cat.png"] = PNG
+        web.files["/large.png"] = bytes(60_000)
+        async with (
+            gateway_before(triton_server, **allowed, max_request_bytes=50_000) as running,
+            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
+        ):
+            rest = Rest(http)
+            addresses = [f"{web.url}/cat.png", b64(b"12"), f"{web.url}/cat.png"]
+            found = await rest.ask("img2embed", {"image": addresses})
+            assert [row[0] for row in found["embeddings"]] == [len(PNG), 2, len(PNG)]
+            error = await rest.refused("img2embed", {"image": [f"{web.url}/none.png"]})
+            assert (
+                "does not exist (HTTP 404)" in error["details"]["fields"]["input_data.image[0]"][0]
+            )
+            error = await rest.refused("img2embed", {"image": f"{web.url}/large.png"})
+            assert "more than 0.05 MB" in error["message"]
+            web.faults["/cat.png"] = [
+                Fault("redirect", 302, headers={"Location": "http://169.254.169.254/latest"})
+            ]
+            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert "link-local or metadata address" in error["message"]
+            web.faults["/cat.png"] = [Fault("truncate", after=5)]
+            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert f"5 of {len(PNG)} bytes came" in error["message"]
+
+
+async def test_addresses_keep_the_rules_of_sources(
+    triton_server: BackgroundTriton, tmp_path: Path
+) -> None:
+    with WebServer(tmp_path) as web:
+        web.files["/cat.png"] = PNG
+        async with (
+            gateway_before(triton_server, allow_url_inputs=True, allow_http=True) as running,
+            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
+        ):
+            error = await Rest(http).refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert "MODELMORA_ALLOW_PRIVATE_SOURCES" in error["message"]
+            error = await Rest(http).refused("img2embed", {"image": "http://[::1]:1/cat.png"})
+            assert error["code"] == "INVALID_INPUT"
+        assert web.requests == []
+
+
+# -- the client and the command line --------------------------------------------------------------
+
+
+async def test_both_clients_stream(gateway: Gateway) -> None:
+    url = f"http://{gateway.http_address}"
+    async with AsyncModelMoraClient(url) as client:
+        told = [event async for event in client.stream("org/txt2txt", {"prompt": "Hi"})]
+        with pytest.raises(ModelMoraApiError, match="the model broke") as caught:
+            [event async for event in client.stream("org/txt2txt", {"prompt": "fail"})]
+        assert (caught.value.code, caught.value.status) == ("INFERENCE_FAILED", 500)
+        with pytest.raises(ModelMoraApiError) as caught:
+            [event async for event in client.stream("org/txt2txt", {})]
+        assert (caught.value.code, caught.value.status) == ("VALIDATION_ERROR", 400)
+    assert told[-1].result is not None
+    assert told[-1].result.output_data["text"] == "".join(event.text for event in told)
+    assert told[-1].result.metadata.usage == {
+        "prompt_tokens": 4,
+        "completion_tokens": 3,
+        "total_tokens": 7,
+    }
+
+    def wait() -> list[InferEvent]:
+        with ModelMoraClient(url) as client:
+            return list(client.stream("org/txt2img", {"prompt": "Hi"}, {"steps": 2}))
+
+    events = await asyncio.to_thread(wait)
+    assert [event.event for event in events] == ["progress", "progress", "done"]
+
+
+Shell = Callable[..., Any]
+
+
+@pytest.fixture
+def modelmora(
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsysbinary: pytest.CaptureFixture[bytes],
+) -> Shell:
+    monkeypatch.setenv("MODELMORA_URL", f"http://{gateway.http_address}")
+    monkeypatch.chdir(tmp_path)
+
+    async def call(*arguments: str) -> tuple[int, bytes, str]:
+        code = await asyncio.to_thread(run, arguments)
+        captured = capsysbinary.readouterr()
+        lines = captured.err.decode().splitlines(keepends=True)
+        return code, captured.out, "".join(line for line in lines if "origin=" not in line)
+
+    return call
+
+
+async def test_the_command_line_shows_every_kind_of_answer(
+    modelmora: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / "cat.png").write_bytes(PNG)
+    (tmp_path / "talk.json").write_text('[{"role": "user", "content": "Hi"}]')
+    _, out, _ = await modelmora("infer", "org/img2embed", "-i", "cat.png", "-i", "cat.png")
+    assert out.count(f"[+{len(PNG)}.0000, +1.0000]".encode()) == 2
+    _, out, _ = await modelmora("infer", "org/classification", "a", "b", "-p", "top_k=1")
+    assert out.split() == b"a: LABEL SCORE l0 0.7500 b: LABEL SCORE l0 0.7500".split()
+    _, out, _ = await modelmora("infer", "org/question_answering", "who?", "--context", "Ada")
+    assert out == b"who?|Ada  (score 0.5000, 3 to 3)\n"
+    _, out, _ = await modelmora("infer", "org/object_detection", "-i", "cat.png")
+    assert out.split() == b"LABEL SCORE BOX cat 0.2500 1, 2, 3, 4".split()
+    _, out, _ = await modelmora(
+        "infer", "org/audio2txt", "--audio", "cat.png", "-p", "timestamps=true"
+    )
+    assert out.splitlines()[0] == b"[0.00 - 1.00] ?"
+    _, out, _ = await modelmora("infer", "org/txt2txt", "--messages", "talk.json", "-p", "seed=5")
+    assert b'{"seed": 5}' in out
+    _, out, _ = await modelmora("infer", "org/own", "--input", "word=@cat.png", "--json")
+    assert "base64" in json.loads(out)["output_data"]["shout"]
+
+
+async def test_the_command_line_streams(modelmora: Shell) -> None:
+    code, out, _ = await modelmora("infer", "org/txt2txt", "Hi", "--stream")
+    assert (code, out) == (0, b'{"text_input": "Hi"} {}\n')
+    code, out, err = await modelmora("infer", "org/txt2txt", "fail", "--stream")
+    assert (code, out) == (exits.FAILED, b"so far")
+    assert "the model broke" in err
+    code, out, _ = await modelmora("infer", "org/txt2txt", "Hi", "--stream", "--json")
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["delta"] * 3 + ["done"]
+
+
+async def test_images_and_recordings_become_files(modelmora: Shell, tmp_path: Path) -> None:
+    for name in ("txt2img.png", "txt2img-1.png"):  # nothing is overwritten without being asked
+        code, out, err = await modelmora("infer", "org/txt2img", "cat")
+        assert (code, out) == (0, b"")
+        assert err.startswith(name)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    code, _, err = await modelmora("infer", "org/txt2img", "cat", "--stream", "-o", "fox.png")
+    assert (code, "step 3 of 3" in err) == (0, True)
+    assert (tmp_path / "fox.png").exists()
+    await modelmora("infer", "org/txt2audio", "Hello", "Bye", "-o", "said.wav")
+    assert (tmp_path / "said-2.wav").read_bytes() == b"RIFFBye"
+    code, out, _ = await modelmora("infer", "org/txt2audio", "Hello", "-o", "-")
+    assert out == b"RIFFHello"
+    code, _, err = await modelmora("infer", "org/txt2audio", "Hello", "-o", "no/such/folder")
+    assert (code, "No such file" in err) == (exits.USAGE, True)
