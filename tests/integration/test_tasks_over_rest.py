@@ -35,6 +35,7 @@ from tests.webserver import Fault, WebServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 
@@ -368,7 +369,7 @@ async def test_a_client_that_does_not_read_loses_its_call(
     writer.close()
 
 
-# -- large bodies, addresses ----------------------------------------------------------------------
+# -- large bodies ---------------------------------------------------------------------------------
 
 
 async def test_forty_megabytes_leave_the_event_loop_to_others(rest: Rest) -> None:
@@ -386,60 +387,6 @@ async def test_forty_megabytes_leave_the_event_loop_to_others(rest: Rest) -> Non
     assert (await asking).json()["output_data"]["embedding"][0] == len(content)
     print(f"longest pause of the event loop: {longest * 1000:.0f} ms")
     assert longest < 2.0  # seconds on a crowded machine; measured 0.1 to 0.2
-
-
-async def test_a_body_beyond_the_limit_is_413(triton_server: BackgroundTriton) -> None:
-    async with gateway_before(triton_server, max_request_bytes=10_000) as small:
-        url = f"http://{small.http_address}/api/v1/infer/org/img2embed"
-        async with httpx.AsyncClient() as http:
-            answer = await http.post(url, json={"input_data": {"image": "A" * 20_000}})
-    assert answer.status_code == 413
-    assert answer.json()["error"]["code"] == "PAYLOAD_TOO_LARGE"
-
-
-async def test_files_by_address(triton_server: BackgroundTriton, tmp_path: Path) -> None:
-    allowed = {"allow_url_inputs": True, "allow_http": True, "allow_private_sources": True}
-    with WebServer(tmp_path) as web:
-        web.files["/cat.png"] = PNG
-        web.files["/large.png"] = bytes(60_000)
-        async with (
-            gateway_before(triton_server, **allowed, max_request_bytes=50_000) as running,
-            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
-        ):
-            rest = Rest(http)
-            addresses = [f"{web.url}/cat.png", b64(b"12"), f"{web.url}/cat.png"]
-            found = await rest.ask("img2embed", {"image": addresses})
-            assert [row[0] for row in found["embeddings"]] == [len(PNG), 2, len(PNG)]
-            error = await rest.refused("img2embed", {"image": [f"{web.url}/none.png"]})
-            assert (
-                "does not exist (HTTP 404)" in error["details"]["fields"]["input_data.image[0]"][0]
-            )
-            error = await rest.refused("img2embed", {"image": f"{web.url}/large.png"})
-            assert "more than 0.05 MB" in error["message"]
-            web.faults["/cat.png"] = [
-                Fault("redirect", 302, headers={"Location": "http://169.254.169.254/latest"})
-            ]
-            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
-            assert "link-local or metadata address" in error["message"]
-            web.faults["/cat.png"] = [Fault("truncate", after=5)]
-            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
-            assert f"5 of {len(PNG)} bytes came" in error["message"]
-
-
-async def test_addresses_keep_the_rules_of_sources(
-    triton_server: BackgroundTriton, tmp_path: Path
-) -> None:
-    with WebServer(tmp_path) as web:
-        web.files["/cat.png"] = PNG
-        async with (
-            gateway_before(triton_server, allow_url_inputs=True, allow_http=True) as running,
-            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
-        ):
-            error = await Rest(http).refused("img2embed", {"image": f"{web.url}/cat.png"})
-            assert "MODELMORA_ALLOW_PRIVATE_SOURCES" in error["message"]
-            error = await Rest(http).refused("img2embed", {"image": "http://[::1]:1/cat.png"})
-            assert error["code"] == "INVALID_INPUT"
-        assert web.requests == []
 
 
 # -- the client and the command line --------------------------------------------------------------
@@ -541,3 +488,60 @@ async def test_images_and_recordings_become_files(modelmora: Shell, tmp_path: Pa
     assert out == b"RIFFHello"
     code, _, err = await modelmora("infer", "org/txt2audio", "Hello", "-o", "no/such/folder")
     assert (code, "No such file" in err) == (exits.USAGE, True)
+
+
+# -- gateways of their own, last: at their end they unload what the one above uses ---------------
+
+
+async def test_a_body_beyond_the_limit_is_413(triton_server: BackgroundTriton) -> None:
+    async with gateway_before(triton_server, max_request_bytes=10_000) as small:
+        url = f"http://{small.http_address}/api/v1/infer/org/img2embed"
+        async with httpx.AsyncClient() as http:
+            answer = await http.post(url, json={"input_data": {"image": "A" * 20_000}})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "PAYLOAD_TOO_LARGE"
+
+
+async def test_files_by_address(triton_server: BackgroundTriton, tmp_path: Path) -> None:
+    allowed = {"allow_url_inputs": True, "allow_http": True, "allow_private_sources": True}
+    with WebServer(tmp_path) as web:
+        web.files["/cat.png"] = PNG
+        web.files["/large.png"] = bytes(60_000)
+        async with (
+            gateway_before(triton_server, **allowed, max_request_bytes=50_000) as running,
+            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
+        ):
+            rest = Rest(http)
+            addresses = [f"{web.url}/cat.png", b64(b"12"), f"{web.url}/cat.png"]
+            found = await rest.ask("img2embed", {"image": addresses})
+            assert [row[0] for row in found["embeddings"]] == [len(PNG), 2, len(PNG)]
+            error = await rest.refused("img2embed", {"image": [f"{web.url}/none.png"]})
+            assert (
+                "does not exist (HTTP 404)" in error["details"]["fields"]["input_data.image[0]"][0]
+            )
+            error = await rest.refused("img2embed", {"image": f"{web.url}/large.png"})
+            assert "more than 0.05 MB" in error["message"]
+            web.faults["/cat.png"] = [
+                Fault("redirect", 302, headers={"Location": "http://169.254.169.254/latest"})
+            ]
+            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert "link-local or metadata address" in error["message"]
+            web.faults["/cat.png"] = [Fault("truncate", after=5)]
+            error = await rest.refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert f"5 of {len(PNG)} bytes came" in error["message"]
+
+
+async def test_addresses_keep_the_rules_of_sources(
+    triton_server: BackgroundTriton, tmp_path: Path
+) -> None:
+    with WebServer(tmp_path) as web:
+        web.files["/cat.png"] = PNG
+        async with (
+            gateway_before(triton_server, allow_url_inputs=True, allow_http=True) as running,
+            httpx.AsyncClient(base_url=f"http://{running.http_address}", timeout=30) as http,
+        ):
+            error = await Rest(http).refused("img2embed", {"image": f"{web.url}/cat.png"})
+            assert "MODELMORA_ALLOW_PRIVATE_SOURCES" in error["message"]
+            error = await Rest(http).refused("img2embed", {"image": "http://[::1]:1/cat.png"})
+            assert error["code"] == "INVALID_INPUT"
+        assert web.requests == []
