@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -18,8 +19,9 @@ import structlog
 import uvicorn
 
 from controlplane.app_lifecycle import Lifecycle
+from controlplane.database_watch import check, keep_watch
 from controlplane.db import append_event, open_db, transaction
-from controlplane.errors import ModelMoraError, StartupError
+from controlplane.errors import DatabaseUnusable, ModelMoraError, StartupError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
 from controlplane.gateway.draining import Draining
 from controlplane.gateway.http_protocol import LimitedHttp
@@ -107,15 +109,18 @@ class Application:
         http_socket = self._listen(settings.host, settings.port, "port")
         self.http_port = http_socket.getsockname()[1]
         self._check_free(settings.host, settings.grpc_port, "grpc_port")
+        server = self._triton()
+        await server.begin()  # it comes up while the registry is looked through, and loads nothing
         bus = EventBus()
         db = open_db(settings.database)
         self._exit.callback(db.close)
+        self._watch_database(db)
         bus.subscribe(DomainEvent, lambda event: _keep(db, event))
         store = ModelStore(db, bus)
         repository = ModelRepository(settings.model_repository)
         installer = Installer(store, repository, settings)
         installer.recover()
-        server = await self._start_triton()
+        await server.start()
         client = TritonClient(server.endpoints)
         self._exit.push_async_callback(client.close)
         self._exit.push_async_callback(installer.close)
@@ -145,13 +150,22 @@ class Application:
             started_at=self.started_at,
             version=package_version(),
             suspect=monitor.suspect,
-            check_database=lambda: db.execute("SELECT 1").fetchone(),
+            check_database=lambda: check(db.conn),
         )
         await self._start_gateway(http_socket)
         installer.resume()
         lock_operations.resume()  # after those: it joins them
         self._write_address()
         self._spawn_preload()
+
+    def _watch_database(self, db: Database) -> None:
+        watching = asyncio.create_task(keep_watch(db.conn), name="database")
+
+        async def end() -> None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+        self._exit.push_async_callback(end)
 
     def _own_data_dir(self) -> None:
         """Two servers on one data directory would overwrite each other: the second is refused."""
@@ -190,7 +204,7 @@ class Application:
             except OSError as error:
                 raise _port_error(host, port, key, error) from error
 
-    async def _start_triton(self) -> TritonServer:
+    def _triton(self) -> TritonServer:
         server: TritonServer
         if self.settings.triton_grpc_url:
             server = ExternalTriton(
@@ -207,7 +221,6 @@ class Application:
             )
         self._server = server
         self._exit.push_async_callback(server.stop)
-        await server.start()
         return server
 
     def _lock_operations(
@@ -327,7 +340,8 @@ async def _stop_http(server: uvicorn.Server, serving: asyncio.Task[None]) -> Non
 def _keep(db: Database, event: DomainEvent) -> None:
     """Store events of the lifecycle; the registry's are stored with their own changes."""
     if event.stored and event.aggregate_type == LIFECYCLE:
-        with transaction(db):
+        # what is wrong with the file was told when it was found
+        with contextlib.suppress(DatabaseUnusable), transaction(db):
             append_event(db, event)
 
 
@@ -375,6 +389,8 @@ async def _serve(settings: Settings) -> int:
         await asyncio.gather(starting, return_exceptions=True)
         return 0
     await starting
+    gc.freeze()  # what a start made stays: no need to look through it again and again
+    gc.enable()
     await stopping
     await application.stop()
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from controlplane.errors import DatabaseUnusable, InsufficientDisk, ServiceUnavailable
 from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.gpu import find_gpus
 from controlplane.lifecycle.keeping import Keeping
@@ -55,7 +56,9 @@ class Lifecycle:
             budget_mb=settings.memory_budget_mb,
             max_models=settings.max_models,
             load_timeout=settings.load_timeout,
-            record_memory=lambda servable, mb: store.record_memory(servable.version_id, mb),
+            record_memory=lambda servable, mb: _noting(
+                lambda: store.record_memory(servable.version_id, mb)
+            ),
         )
         store.memory_limits = MemoryLimits(settings.memory_budget_mb, settings.max_models)
         self.keeping = Keeping(store, self.scheduler, bus)
@@ -123,12 +126,22 @@ class Lifecycle:
 
 def _writer(store: ModelStore) -> Callable[[str, MemoryUsage, float, Reason], None]:
     def write(version_id: str, usage: MemoryUsage, peak_mb: float, reason: Reason) -> None:
-        store.memory_history.add(
-            version_id,
-            used_mb=usage.used_mb,
-            peak_mb=peak_mb,
-            gpu_mb=usage.gpu_mb,
-            reason=reason,
+        _noting(
+            lambda: store.memory_history.add(
+                version_id,
+                used_mb=usage.used_mb,
+                peak_mb=peak_mb,
+                gpu_mb=usage.gpu_mb,
+                reason=reason,
+            )
         )
 
     return write
+
+
+def _noting(write: Callable[[], object]) -> None:
+    """Write a figure; that it cannot be kept is no reason not to serve the model."""
+    try:
+        write()
+    except (DatabaseUnusable, InsufficientDisk, ServiceUnavailable) as error:
+        log.warning("a measurement is not kept", reason=error.message)

@@ -45,6 +45,7 @@ _MB = 1024 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _AUTOMATIC = "before-"
 _REPLACED = "replaced-"
+RESCUED = "rescued-"
 
 
 class Backup(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,8 +169,9 @@ def named(data_dir: Path, name: str | None) -> Path:
     name = f"manual-{stamp()}" if name is None else name.removesuffix(".db")
     if not _NAME.fullmatch(name):
         raise ValidationFailed.field("name", "must be 1 to 100 letters, digits, '.', '_' or '-'")
-    if name.startswith((_AUTOMATIC, _REPLACED)):
-        raise ValidationFailed.field("name", f"must not begin with {_AUTOMATIC} or {_REPLACED}")
+    reserved = (_AUTOMATIC, _REPLACED, RESCUED)
+    if name.startswith(reserved):
+        raise ValidationFailed.field("name", f"must not begin with {', '.join(reserved)}")
     return data_dir / FOLDER / f"{name}.db"
 
 

@@ -15,6 +15,7 @@ from controlplane.client_types import (
     InstallFailed,
     ModelInfo,
     ModelMoraApiError,
+    OnProgress,
     Progress,
     ServerUnreachable,
     WaitTimeout,
@@ -22,7 +23,6 @@ from controlplane.client_types import (
 
 _POLL_SECONDS = 0.25
 _OPERATIONS = "/api/v1/operations"
-OnProgress = Callable[[Progress], None]
 OnOperation = Callable[[Operation], None]
 
 
@@ -137,7 +137,7 @@ def install(
     """
     began = time.monotonic()
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
-    yield from _registered(model_id, version, task_type, source_url, trusted)
+    yield from _registered(model_id, version, task_type, source_url, trusted, on_progress)
     operation = yield from download(model_id, version, trust_remote_code=trust_remote_code)
     left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
     return (yield from await_installation(operation, on_progress, left))
@@ -174,6 +174,7 @@ def _registered(
     task_type: str | None,
     source_url: str | None,
     trusted: dict[str, bool],
+    on_progress: OnProgress | None,
 ) -> Steps[None]:
     """Register the model if it is absent; refuse to take it from elsewhere than before."""
     try:
@@ -181,7 +182,14 @@ def _registered(
     except ModelMoraApiError as error:
         if error.code != "MODEL_NOT_FOUND":
             raise
-        yield from register(model_id, task_type, version=version, source_url=source_url, **trusted)
+        yield from register(
+            model_id,
+            task_type,
+            version=version,
+            source_url=source_url,
+            on_progress=on_progress,
+            **trusted,
+        )
         return
     for name, asked in {"task_type": task_type, "source_url": source_url}.items():
         if asked is not None and asked != getattr(model, name):

@@ -20,8 +20,10 @@ from controlplane.client_types import (
     InferResult,
     LoadedModel,
     ModelInfo,
+    ModelMoraApiError,
     ModelPage,
     ModelsHealth,
+    Progress,
     Readiness,
     ServerUnreachable,
     SystemStatus,
@@ -32,18 +34,35 @@ from controlplane.client_types import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from controlplane.client_types import OnProgress
+
 _POLL_SECONDS = 0.25
 
 
 def register(
-    model_id: str, task_type: str | None = None, *, version: str | None = None, **fields: Any
+    model_id: str,
+    task_type: str | None = None,
+    *,
+    version: str | None = None,
+    on_progress: OnProgress | None = None,
+    **fields: Any,
 ) -> Steps[ModelInfo]:
     """Add a model without downloading it; `fields` as in POST /api/v1/models.
 
-    Without `task_type` the server reads it from the model's own small files.
+    Without `task_type` the server reads it from the model's own small files; for an archive that
+    takes its download, which is waited for. `on_progress` is told of it.
     """
     body = given(model_id=model_id, task_type=task_type, version=version, **fields)
-    return ask("POST", "/api/v1/models", ModelInfo, json=body, timeout=None)
+    while True:
+        try:
+            return (yield from ask("POST", "/api/v1/models", ModelInfo, json=body, timeout=None))
+        except ModelMoraApiError as error:
+            if error.code != "SOURCE_BEING_READ":
+                raise
+            if on_progress is not None:
+                text, fraction = error.details.get("progress", ""), error.details.get("fraction")
+                on_progress(Progress(phase="downloading", message=text, fraction=fraction))
+            yield Pause(0.2)  # the server holds each request for a while
 
 
 def list_models(

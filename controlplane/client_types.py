@@ -5,6 +5,7 @@ Fields that a newer server adds are ignored; fields that an older one lacks are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -84,6 +85,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_done: int | None = None
     bytes_total: int | None = None
     rate: float | None = None
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,9 +6,9 @@ import time
 from typing import Any
 from urllib.parse import quote
 
-from controlplane.client_background import OnProgress, await_installation
+from controlplane.client_background import await_installation
 from controlplane.client_steps import Steps, ask, given, model_path
-from controlplane.client_types import ModelInfo, ModelMoraApiError
+from controlplane.client_types import ModelInfo, ModelMoraApiError, OnProgress
 from controlplane.client_version_types import (
     UpdateList,
     UpgradeAccepted,

@@ -18,8 +18,9 @@ import structlog
 from sqlite_utils import Database
 from sqlite_utils.migrations import Migrations
 
-from controlplane.backups import before_migration
+from controlplane.backups import FOLDER, RESCUED, before_migration
 from controlplane.database_file import newer
+from controlplane.database_watch import WatchedConnection, check
 from controlplane.errors import (
     InsufficientDisk,
     NoDatabase,
@@ -61,12 +62,15 @@ def open_db(path: Path | str) -> Database:
     """
     db = None
     try:
-        db = Database(_connect(path))
+        connection = _connect(path)
+        db = Database(connection)
         _configure(db, in_memory=str(path) == ":memory:")
         _refuse_newer_schema(db, path)
         _check(db, path)
         _back_up_before_migration(db, path)
         migrate_up(db)
+        if str(path) != ":memory:":
+            connection.watch(Path(path))
     except BaseException as error:
         if db is not None:
             db.close()
@@ -76,8 +80,9 @@ def open_db(path: Path | str) -> Database:
     return db
 
 
-def _connect(path: Path | str) -> sqlite3.Connection:
+def _connect(path: Path | str) -> WatchedConnection:
     if str(path) != ":memory:":
+        _refuse_after_rescue(Path(path))
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -86,7 +91,23 @@ def _connect(path: Path | str) -> sqlite3.Connection:
                 "Choose another with MODELMORA_DATA_DIR."
             ) from error
     # isolation_level None: transactions begin and end where this module says, never implicitly.
-    return sqlite3.connect(str(path), timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None)
+    return sqlite3.connect(
+        str(path),
+        timeout=BUSY_TIMEOUT_SECONDS,
+        isolation_level=None,
+        factory=WatchedConnection,
+    )
+
+
+def _refuse_after_rescue(path: Path) -> None:
+    """An empty registry in the place of one that was lost would have its artefacts removed."""
+    rescued = sorted((path.parent / FOLDER).glob(f"{RESCUED}*.db"))
+    if rescued and not path.exists():
+        raise StartupError(
+            f"The database {path} was removed while ModelMora ran. What it held is in "
+            f"{rescued[-1]}: modelmora db restore {rescued[-1]}. To start with an empty registry "
+            "instead, delete that file."
+        )
 
 
 def _configure(db: Database, *, in_memory: bool) -> None:
@@ -220,8 +241,10 @@ def transaction(db: Database) -> Iterator[None]:
 
     Raises:
         InsufficientDisk: the disk is full.
+        DatabaseUnusable: the file was damaged, replaced or removed since it was opened.
         ServiceUnavailable: another process holds the lock, or the file cannot be written.
     """
+    check(db.conn)  # first of all: a query that met damage may have left a savepoint open
     if db.conn.in_transaction:
         yield
         return

@@ -291,6 +291,22 @@ class InsufficientDisk(ModelMoraError):
         )
 
 
+class SourceBeingRead(ModelMoraError):
+    """An archive that tells the model's task has not come whole yet; its download goes on."""
+
+    code = "SOURCE_BEING_READ"
+    retry_after = 1.0
+
+    def __init__(self, model_id: str, progress: str, fraction: float | None) -> None:
+        super().__init__(
+            f"The source of {model_id} is still being downloaded, since its task is read from it "
+            f"({progress}). Send the same request again, or name the task.",
+            model_id=model_id,
+            progress=progress,
+            fraction=fraction,
+        )
+
+
 class OperationNotFound(ModelMoraError):
     code = "OPERATION_NOT_FOUND"
 
@@ -336,8 +352,9 @@ class NoRestInference(ModelMoraError):
 
     def __init__(self, model_id: str, task_type: str) -> None:
         super().__init__(
-            f"Model {model_id!r} ({task_type}) cannot be asked over REST: it keeps sequences, or its "
-            f"tensors are not known or have no form in JSON. Call it over Triton's protocol: POST /v2/models/{model_id.replace('/', '--')}"
+            f"Model {model_id!r} ({task_type}) cannot be asked over REST: it keeps sequences, or "
+            "its tensors are not known or have no form in JSON. Call it over Triton's protocol: "
+            f"POST /v2/models/{model_id.replace('/', '--')}"
             "/infer, or any Triton client over HTTP or gRPC.",
             model_id=model_id,
             task_type=task_type,
@@ -618,6 +635,28 @@ class BackupExists(ModelMoraError):
 
     def __init__(self, path: str) -> None:
         super().__init__(f"There is a file {path} already; choose another name.", path=path)
+
+
+class DatabaseUnusable(ModelMoraError):
+    """The database was damaged, replaced or removed under the running server.
+
+    Attributes:
+        what: how it is, as a phrase: "was removed".
+        remedy: what to do.
+    """
+
+    code = "DATABASE_UNUSABLE"
+
+    def __init__(self, path: str, what: str, rescued: str | None = None) -> None:
+        """`rescued`: a backup of what it held until then."""
+        self.what = what
+        self.remedy = f"Stop the server, then: modelmora db restore {rescued or 'BACKUP'}"
+        super().__init__(
+            f"The database{path and ' ' + path} {what} while ModelMora runs. Models in memory are "
+            f"served on. {self.remedy}",
+            path=path or None,
+            rescued=rescued,
+        )
 
 
 class StartupError(ModelMoraError):

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from controlplane.cli.output import Output
     from controlplane.client import ModelMoraClient
-    from controlplane.client_background import OnOperation, OnProgress
+    from controlplane.client_background import OnOperation
     from controlplane.client_operation_types import Operation
-    from controlplane.client_types import Progress
+    from controlplane.client_types import OnProgress, Progress
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from controlplane import events
 from controlplane.errors import InferenceFailed, ModelMoraError, ValidationFailed
+from controlplane.inference.again import leased_once_more, until_noticed, was_lost
 from controlplane.inference.fetching import UrlInputs
 from controlplane.inference.sending import Sender, Terms
 from controlplane.inference.tasks.limits import check_timeout, priority_level
@@ -19,7 +20,7 @@ from controlplane.inference.tasks.wording import usage, wording
 from controlplane.lifecycle.memory import device
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 
     from controlplane.inference.tasks.plan import Outputs, Plan
     from controlplane.inference.tasks.task import Event
@@ -66,14 +67,23 @@ class InferResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Run:
-    """One call: its model, the caller's terms, what it took."""
+    """One call: what it asks, of which version; what it has become so far.
 
-    def __init__(self, servable: Servable, request: InferRequest) -> None:
+    Attributes:
+        servable: the version that was resolved, then the one that is leased.
+        words, plan: the request as it was checked against that version's tensors.
+    """
+
+    words: Wording
+    plan: Plan
+    terms: Terms
+
+    def __init__(self, servable: Servable, request: InferRequest, *, streaming: bool) -> None:
         self.servable = servable
         self.request = request
+        self.streaming = streaming
         self.began = time.perf_counter()
         self.inference_seconds = 0.0
-        self.batch_size: int | None = None
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -83,14 +93,6 @@ class _Run:
             yield
         finally:
             self.inference_seconds += time.perf_counter() - began
-
-
-class _Ready(NamedTuple):
-    """A call under a lease."""
-
-    words: Wording
-    plan: Plan
-    sender: Sender
 
 
 class InferenceService:
@@ -134,12 +136,10 @@ class InferenceService:
             InferenceTimeout, InferenceFailed, ServiceUnavailable: it could not be run.
             and what `Scheduler.lease` raises.
         """
-        run = _Run(self._store.servable(name, version), request)
+        run = _Run(self._store.servable(name, version), request, streaming=False)
         with self._observed(run):
-            async with self._ready(run) as ready:
-                with run.computing():
-                    responses = await ready.sender.all(ready.plan)
-            return self._result(run, ready, responses)
+            await self._begin(run)
+            return self._result(run, await self._answers(run))
 
     async def stream(
         self, name: str, version: str | None, request: InferRequest
@@ -153,68 +153,101 @@ class InferenceService:
             ValidationFailed: also for lists, of tasks that stream.
             and what `infer` raises.
         """
-        run = _Run(self._store.servable(name, version), request)
+        run = _Run(self._store.servable(name, version), request, streaming=True)
         with self._observed(run):
-            async with self._ready(run, streaming=True) as ready:
-                responses: list[list[Outputs]] = [[]]
-                with run.computing():
-                    if ready.words.streams:
-                        async with contextlib.aclosing(self._told(ready, responses[0])) as told:
-                            async for event in told:
-                                yield event
-                    else:
-                        responses = await ready.sender.all(ready.plan)
-            yield self._result(run, ready, responses)
+            await self._begin(run)
+            responses: list[Outputs] = []
+            if run.words.streams:
+                async with contextlib.aclosing(self._told(run, responses)) as told:
+                    async for event in told:
+                        yield event
+                yield self._result(run, [responses])
+            else:
+                yield self._result(run, await self._answers(run))
 
-    async def _told(self, ready: _Ready, responses: list[Outputs]) -> AsyncGenerator[Event, None]:
-        """Events of the only item; its responses are added to `responses`."""
-        item, more = ready.plan.items[0], ready.words.streaming
-        async with contextlib.aclosing(ready.sender.stream(item, ready.plan, more)) as stream:
-            async for response in stream:
-                responses.append(response)
-                event = ready.words.event(response)
-                if event is not None:
-                    yield event
-
-    @contextlib.asynccontextmanager
-    async def _ready(self, run: _Run, *, streaming: bool = False) -> AsyncIterator[_Ready]:
-        """The call checked, its files fetched, its model leased."""
+    async def _begin(self, run: _Run) -> None:
+        """Check the request, fetch the files that it names."""
         request, now = run.request, asyncio.get_running_loop().time()
         priority = priority_level(request.priority)
         timeout = check_timeout(request.timeout_seconds, self._request_timeout)
-        terms = Terms(timeout=timeout, deadline=now + timeout, priority=priority)
-        words, plan = await self._checked(run, streaming=streaming)
-        run.batch_size = len(plan.items)
-        if not plan.items:
-            yield _Ready(words, plan, self._sender(run.servable, terms))
-            return
-        checked = run.servable
-        lease = self._scheduler.lease(checked, deadline=terms.deadline, priority=priority)
-        async with lease as run.servable:
-            # During a switch it may be another version, with other tensors.
-            if run.servable.form != checked.form:
-                words, plan = await self._checked(run, streaming=streaming)
-            yield _Ready(words, plan, self._sender(run.servable, terms))
+        run.terms = Terms(timeout=timeout, deadline=now + timeout, priority=priority)
+        await self._check(run)
 
-    def _sender(self, servable: Servable, terms: Terms) -> Sender:
-        return Sender(self._client, servable, terms, self._suspect)
-
-    async def _checked(self, run: _Run, *, streaming: bool) -> tuple[Wording, Plan]:
+    async def _check(self, run: _Run) -> None:
         servable, request = run.servable, run.request
         words = wording(servable.model_id, str(servable.task_type), servable.form, self._rules)
         if _characters(request.input_data) < LARGE_INPUT:
             plan = words.check(request.input_data, request.parameters)
         else:
             plan = await asyncio.to_thread(words.check, request.input_data, request.parameters)
-        if streaming and words.streams and not (plan.single and plan.items):
+        if run.streaming and words.streams and not (plan.single and plan.items):
             raise ValidationFailed.field("stream", "takes one item at a time, not lists")
-        return words, await self._url_inputs.fetched(plan)
+        run.words, run.plan = words, await self._url_inputs.fetched(plan)
 
-    def _result(
-        self, run: _Run, ready: _Ready, responses: Sequence[Sequence[Outputs]]
-    ) -> InferResult:
+    async def _sender(self, run: _Run, leased: Servable) -> Sender:
+        checked, run.servable = run.servable, leased
+        # During a switch it may be another version, with other tensors.
+        if leased.form != checked.form:
+            await self._check(run)
+        return Sender(self._client, leased, run.terms, self._suspect)
+
+    async def _answers(self, run: _Run) -> list[list[Outputs]]:
+        """Every item's responses, under a lease; once more when the process died meanwhile."""
+
+        async def attempt(leased: Servable) -> list[list[Outputs]]:
+            sender = await self._sender(run, leased)
+            with run.computing():
+                return await sender.all(run.plan)
+
+        if not run.plan.items:
+            return []
+        return await leased_once_more(
+            self._scheduler,
+            run.servable,
+            attempt,
+            deadline=run.terms.deadline,
+            priority=run.terms.priority,
+        )
+
+    async def _told(self, run: _Run, responses: list[Outputs]) -> AsyncGenerator[Event, None]:
+        """Events of the only item, whose responses are added to `responses`.
+
+        When the process dies before the first of them, the request is sent once more.
+        """
+        terms = run.terms
+        for last in (False, True):
+            lease = self._scheduler.lease(
+                run.servable, deadline=terms.deadline, priority=terms.priority
+            )
+            async with lease as leased:
+                began = time.time()
+                try:
+                    async with contextlib.aclosing(self._events(run, leased, responses)) as told:
+                        async for event in told:
+                            yield event
+                except ModelMoraError as error:
+                    if last or responses or not was_lost(error):
+                        raise
+                else:
+                    return
+            await until_noticed(self._scheduler, leased, began, terms.deadline)
+
+    async def _events(
+        self, run: _Run, leased: Servable, responses: list[Outputs]
+    ) -> AsyncGenerator[Event, None]:
+        sender = await self._sender(run, leased)
+        stream = sender.stream(run.plan.items[0], run.plan, run.words.streaming)
+        with run.computing():
+            async with contextlib.aclosing(stream) as answers:
+                async for response in answers:
+                    responses.append(response)
+                    event = run.words.event(response)
+                    if event is not None:
+                        yield event
+
+    def _result(self, run: _Run, responses: Sequence[Sequence[Outputs]]) -> InferResult:
         try:
-            output = ready.words.shape(responses, single=ready.plan.single)
+            output = run.words.shape(responses, single=run.plan.single)
         except KeyError as error:
             why = f"its answer lacks the output {error}"
             raise InferenceFailed(run.servable.model_id, why) from error
@@ -227,7 +260,7 @@ class InferenceService:
             metadata=InferMetadata(
                 inference_time_ms=round(run.inference_seconds * 1000, 3),
                 total_time_ms=round((time.perf_counter() - run.began) * 1000, 3),
-                batch_size=len(ready.plan.items),
+                batch_size=len(run.plan.items),
                 device=self._device,
                 usage=usage(responses),
             ),
@@ -253,7 +286,7 @@ class InferenceService:
                     protocol="rest",
                     status="error" if code else "success",
                     duration_seconds=time.perf_counter() - run.began,
-                    batch_size=None if code else run.batch_size,
+                    batch_size=None if code else len(run.plan.items),
                     error_code=code,
                 )
             )

@@ -12,10 +12,11 @@ import gzip
 import lzma
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 from controlplane.errors import (
     ArtifactNotAccessible,
@@ -32,7 +33,7 @@ from controlplane.registry.selection import check_received, choose, module_folde
 from controlplane.triton.ready_config import LARGEST_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from typing_extensions import Self
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 _CHUNK = 1024 * 1024
 _MB = 1024 * 1024
 _MOST_ENTRIES = 10_000
+_DEEPEST = 32
 # Weights hardly shrink at all; small files may.
 _LARGEST_RATIO = 100
 _FREE_OF_RATIO = 100 * _MB
@@ -58,6 +60,8 @@ _HEADERS = frozenset(
     }
 )
 _LARGEST_HEADER = _MB
+# What is in a folder: by its name without case, the name and, of a folder, what is in that.
+_Folder: TypeAlias = "dict[str, tuple[str, _Folder]]"
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError)
 
 
@@ -165,7 +169,34 @@ def _listing(reader: _Tar | _Zip, where: str, packed: int, intake: Intake) -> di
             if plain in sizes:
                 raise SourceRefused(f"{where} holds {plain!r} twice.")
             sizes[plain] = size
+    _check_distinct(sizes, where)
     return sizes
+
+
+def _check_distinct(paths: Iterable[str], where: str) -> None:
+    """Refuse names that a file system without regard to case or Unicode form would make one.
+
+    There the second would replace the first, so that what was checked is not what is served; and
+    the same archive would have another checksum than elsewhere. Folders count as well as files.
+    Caseless matching as in the Unicode standard, section 3.13, D145 (without its first NFD).
+    """
+    top: _Folder = {}
+    for path in paths:
+        folder, parts = top, path.split("/")
+        if len(parts) > _DEEPEST:
+            raise SourceRefused(f"{where} has a file more than {_DEEPEST} folders deep.")
+        for depth, part in enumerate(parts):
+            other, folder = folder.setdefault(_without_case(part), (part, {}))
+            if other != part:
+                above = "".join(f"{part}/" for part in parts[:depth])
+                raise SourceRefused(
+                    f"{where} holds {above + other!a} and {above + part!a}, which are one name "
+                    "where letter case or Unicode form does not count. Rename one of them."
+                )
+
+
+def _without_case(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def _top(paths: dict[str, int]) -> str:

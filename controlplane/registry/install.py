@@ -251,6 +251,7 @@ class Installer:
             await self._cancel(list(self._jobs.values()), _Reason.STOPPED)
         if self._removals:
             await asyncio.wait(list(self._removals.values()))
+        await self._shop.looks.close()
         self._shop.threads.shutdown()
 
     async def _run(self, installation: Installation) -> None:

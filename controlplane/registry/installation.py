@@ -26,6 +26,7 @@ from controlplane.registry.metadata import (
     to_metadata,
 )
 from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
+from controlplane.registry.pending_looks import PendingLooks
 from controlplane.registry.ready_artefact import prepare
 from controlplane.registry.ready_models import ServerFacts, is_ready_source
 from controlplane.registry.remote_code import check_conversion, check_permitted
@@ -75,6 +76,7 @@ class Workshop:
         self.downloads = settings.data_dir.absolute() / "downloads"
         self.cache = BlobCache(settings.data_dir.absolute() / "cache", self.downloads)
         self.threads = ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="download")
+        self.looks = PendingLooks()
         self.downloading = asyncio.Semaphore(_DOWNLOADS_AT_ONCE)
         # A conversion takes all cores and several times the model's size in memory.
         self.converting = asyncio.Semaphore(1)

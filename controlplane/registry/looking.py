@@ -30,8 +30,9 @@ from controlplane.registry.sources import fetch, peek, rules_of
 from controlplane.registry.waiting import to_its_end
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from controlplane.registry.files import Progress
     from controlplane.registry.installation import Workshop
     from controlplane.registry.model import ModelId, NewModel
     from controlplane.registry.patience import HubLimits
@@ -56,10 +57,20 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
             remove_tree(self.folder)
 
 
-async def look(shop: Workshop, model_id: ModelId, new: NewModel, limits: HubLimits) -> Look:
+async def look(
+    shop: Workshop,
+    model_id: ModelId,
+    new: NewModel,
+    limits: HubLimits,
+    patience: float | None = None,
+) -> Look:
     """Find out what a model's files tell.
 
+    Args:
+        patience: seconds to wait for an archive; None waits until it is here.
+
     Raises:
+        SourceBeingRead: the archive is not here yet; its download goes on.
         ArtifactNotAccessible, DownloadFailed, InsufficientDisk, UnsafeWeights: as a download.
         TritonModelInvalid: it is a ready-made Triton model, and wrong.
         SourceRefused: a rule of safety forbids it; it brings code that is not trusted.
@@ -70,7 +81,9 @@ async def look(shop: Workshop, model_id: ModelId, new: NewModel, limits: HubLimi
     if kind == "directory":
         return await asyncio.to_thread(_look_into, directory_of(new.source_url or ""), new)
     if kind.endswith("archive"):
-        return await _look_into_archive(shop, model_id, new)
+        key = (str(model_id), new.version, new.source_url, new.checksum, new.trust_remote_code)
+        begin = partial(_look_into_archive, shop, model_id, new)
+        return await shop.looks.outcome(key, str(model_id), begin, patience)
     return await asyncio.to_thread(_look_from_afar, model_id, new, limits)
 
 
@@ -116,7 +129,9 @@ def _look_from_afar(model_id: ModelId, new: NewModel, limits: HubLimits) -> Look
     return Look(facts=metadata.read_facts(files.get))
 
 
-async def _look_into_archive(shop: Workshop, model_id: ModelId, new: NewModel) -> Look:
+async def _look_into_archive(
+    shop: Workshop, model_id: ModelId, new: NewModel, report: Callable[[Progress], None]
+) -> Look:
     folder, cancelled = shop.downloads / _FOLDER / uuid4().hex, threading.Event()
     call = partial(
         fetch,
@@ -126,7 +141,7 @@ async def _look_into_archive(shop: Workshop, model_id: ModelId, new: NewModel) -
         folder,
         cache=shop.cache,
         rules=msgspec.structs.replace(rules_of(shop.settings), trust_code=new.trust_remote_code),
-        progress=lambda _: None,
+        progress=report,
         cancelled=cancelled,
         checksum=new.checksum,
         limits=shop.limits,

@@ -6,11 +6,11 @@ so.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import structlog
 
 from controlplane.errors import InvalidModelId
@@ -47,32 +47,44 @@ def recover(store: ModelStore, repository: ModelRepository, downloads: Path) -> 
     if interrupted:
         log.warning("installations had been interrupted", model_ids=interrupted)
     began, record = time.time_ns(), downloads.with_name("recovered.json")
-    known_until = _read_record(record, repository)
-    repository.sweep(known_until)
+    known = _read_record(record, repository)
+    repository.sweep(known.until_ns)
     for found in store.artefact_records():
-        _compare(store, found, whole=_is_whole(store, repository, found, known_until))
+        _compare(store, found, whole=_is_whole(store, repository, found, known.until_ns))
     keys = store.version_keys()
     ready = {(name, number) for name, number, status in keys if status is VersionStatus.READY}
-    _sweep_repository(repository, ready)
+    _sweep_repository(repository, ready, known)
     _sweep_downloads(downloads, {(name, str(number)) for name, number, _ in keys})
     if ready:  # else the next start has nothing to read, known or not
-        _write_record(record, repository, began)
+        _write_record(record, _Known(str(repository.root), began - _SLACK_NS, ready))
 
 
-def _read_record(record: Path, repository: ModelRepository) -> int:
-    """The moment (ns) until which this repository was looked at; 0 when it never was."""
+class _Known(msgspec.Struct, frozen=True):
+    """What the last start saw.
+
+    Attributes:
+        root: of the model repository.
+        until_ns: until when it looked (Unix); 0 when it never did.
+        ready: Triton name and number of the versions whose folders belong there.
+    """
+
+    root: str
+    until_ns: int = 0
+    ready: set[tuple[str, int]] = msgspec.field(default_factory=set)
+
+
+def _read_record(record: Path, repository: ModelRepository) -> _Known:
     try:
-        known = json.loads(record.read_bytes())
-        return int(known["until_ns"]) if known["root"] == str(repository.root) else 0
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+        known = msgspec.json.decode(record.read_bytes(), type=_Known)
+    except (OSError, msgspec.MsgspecError):
+        known = _Known("")
+    return known if known.root == str(repository.root) else _Known(str(repository.root))
 
 
-def _write_record(record: Path, repository: ModelRepository, began: int) -> None:
-    content = {"root": str(repository.root), "until_ns": began - _SLACK_NS}
+def _write_record(record: Path, known: _Known) -> None:
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(content))
+        record.write_bytes(msgspec.json.encode(known))
     except OSError as error:  # then everything is read again next time
         log.warning("the record of the start cannot be written", error=str(error))
 
@@ -105,12 +117,18 @@ def _is_whole(
         return False
 
 
-def _sweep_repository(repository: ModelRepository, ready: set[tuple[str, int]]) -> None:
-    if not repository.root.is_dir():
-        return
-    # Names, not Path objects: there may be ten thousand.
-    homes = sorted(name for name in os.listdir(repository.root) if "--" in name)  # noqa: PTH208
-    for name in homes:
+def _sweep_repository(
+    repository: ModelRepository, ready: set[tuple[str, int]], known: _Known
+) -> None:
+    """Remove version folders that no row accounts for.
+
+    A model's folder that nobody touched has the versions it had when the last start swept it: it
+    need not be listed unless other ones are ready now. That spares ten thousand listings.
+    """
+    changed = {name for name, _ in ready ^ known.ready}
+    for name, touched in sorted(repository.homes().items()):
+        if touched < known.until_ns and name not in changed:
+            continue
         for number in repository.versions(name):
             if (name, number) in ready:
                 continue

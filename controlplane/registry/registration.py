@@ -30,13 +30,21 @@ if TYPE_CHECKING:
 
 # Somebody waits for the answer: less patience than a download has.
 LIMITS = HubLimits(answer=10.0, resolve=20.0, attempts=3)
+# How long a request is held for an archive that is still coming, in seconds.
+PATIENCE = 5.0
 _ANY_TASK = "txt2embed"  # for checking the rest of a registration before asking the hub
 
 
-async def register(shop: Workshop, new: NewModel, *, limits: HubLimits = LIMITS) -> Model:
+async def register(
+    shop: Workshop, new: NewModel, *, limits: HubLimits = LIMITS, patience: float | None = None
+) -> Model:
     """Add a model with its first version; its task is found out when it is not given.
 
+    Args:
+        patience: seconds to wait for an archive that has to be read; None waits to its end.
+
     Raises:
+        SourceBeingRead: it is not here yet; ask again.
         ValidationFailed: the registration breaks a rule, or the task cannot be told.
         InvalidTaskType: the task, given or found, has no converter (yet).
         InvalidModelId, ModelAlreadyExists.
@@ -57,7 +65,7 @@ async def register(shop: Workshop, new: NewModel, *, limits: HubLimits = LIMITS)
     check_new_model(msgspec.structs.replace(new, task_type=_ANY_TASK))
     _refuse_known(shop, model_id)
     curated = curated_facts(model_id, shop.settings.data_dir)
-    found = await _look(shop, model_id, new, limits, known="task_type" in curated)
+    found = await _look(shop, model_id, new, limits, patience, known="task_type" in curated)
     try:
         return _enter(shop, new, metadata.merged(found.facts, curated, explicit), found)
     finally:
@@ -86,10 +94,16 @@ def _enter(shop: Workshop, new: NewModel, facts: Facts, found: Look) -> Model:
 
 
 async def _look(
-    shop: Workshop, model_id: ModelId, new: NewModel, limits: HubLimits, *, known: bool
+    shop: Workshop,
+    model_id: ModelId,
+    new: NewModel,
+    limits: HubLimits,
+    patience: float | None,
+    *,
+    known: bool,
 ) -> Look:
     try:
-        return await look(shop, model_id, new, limits)
+        return await look(shop, model_id, new, limits, patience)
     except DownloadFailed:
         if known:  # the curated list will do; the download says what is wrong with the source
             return Look(facts={})

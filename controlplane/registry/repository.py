@@ -239,9 +239,21 @@ class ModelRepository:
             for leftover in self._staging.iterdir():
                 _log.info("removing unfinished work", path=str(leftover))
                 _delete(leftover)
-        for home in self.root.glob("*--*"):
-            if home.stat().st_mtime_ns >= unchanged_since and home.is_dir():
-                self._repair(home.name)
+        for name, touched in self.homes().items():
+            if touched >= unchanged_since:
+                self._repair(name)
+
+    def homes(self) -> dict[str, int]:
+        """Folders with names like a model's, and when they were last touched, in ns (Unix)."""
+        if not self.root.is_dir():
+            return {}
+        # Not Path objects: there may be ten thousand.
+        with os.scandir(self.root) as entries:
+            return {
+                entry.name: entry.stat().st_mtime_ns
+                for entry in entries
+                if "--" in entry.name and entry.is_dir()
+            }
 
     def _repair(self, name: str) -> None:
         """Bring the model's folder in line with its version folders."""

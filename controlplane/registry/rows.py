@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from controlplane.errors import DatabaseUnusable
 from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
     Model,
@@ -17,7 +19,7 @@ from controlplane.registry.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlite_utils import Database
@@ -72,7 +74,26 @@ def cell(value: Any) -> Any:
 
 
 def model_from(row: Row, versions: Iterable[ModelVersion]) -> Model:
-    """A model of its row and its versions, in the order of their registration."""
+    """A model of its row and its versions, in the order of their registration.
+
+    Raises:
+        DatabaseUnusable: the row is not one that was ever written.
+    """
+    with _as_written("model", row):
+        return _model(row, versions)
+
+
+@contextmanager
+def _as_written(table: str, row: Row) -> Iterator[None]:
+    """Bytes may be damaged without SQLite's notice: it has no checksums of contents."""
+    try:
+        yield
+    except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        what = f"is damaged (a row of {table}, {row.get('id')!r}, cannot be read: {error})"
+        raise DatabaseUnusable("", what) from error
+
+
+def _model(row: Row, versions: Iterable[ModelVersion]) -> Model:
     return Model(
         id=row["id"],
         catalog_id=row["catalog_id"],
@@ -122,7 +143,16 @@ _PLAIN = (
 
 
 def version_from(row: Row, model_id: str) -> ModelVersion:
-    """A version of its row; `model_id` is the text form, which is in the model's row."""
+    """A version of its row; `model_id` is the text form, which is in the model's row.
+
+    Raises:
+        DatabaseUnusable: the row is not one that was ever written.
+    """
+    with _as_written("model_version", row):
+        return _version(row, model_id)
+
+
+def _version(row: Row, model_id: str) -> ModelVersion:
     requirements = row["resource_requirements"]
     return ModelVersion(
         **{name: row[name] for name in _PLAIN},

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -35,6 +36,9 @@ from controlplane.triton.server_process import (
     ServerProcess,
 )
 from controlplane.triton.watching import watch_until_dead
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _log = structlog.get_logger(__name__)
 
@@ -119,23 +123,33 @@ class EmbeddedTriton:
             http_headers={CONTROL_HEADER: self._secret},
         )
 
+    async def begin(self) -> None:
+        """End leftovers of an earlier life and start the process, without waiting for an answer.
+
+        Nothing is loaded into it: that is asked for, by whoever has waited for `start`.
+
+        Raises:
+            StartupError: the machine cannot run it; with the way out.
+        """
+        if self._process is not None:
+            return
+        self._state = "starting"
+        self._secret = secrets.token_urlsafe(32)
+        async with self._whole_or_gone():
+            await self._prepare()
+            await self._spawn()
+
     async def start(self) -> None:
-        """End leftovers of an earlier life, start the server and return when it answers.
+        """Begin, unless that was done, and return when the server answers.
 
         Raises:
             StartupError: the machine cannot run it, or it does not start; with the way out.
         """
         if self._watch is not None:
             return
-        self._state = "starting"
-        self._secret = secrets.token_urlsafe(32)
-        try:
-            await self._prepare()
+        await self.begin()
+        async with self._whole_or_gone():
             await self._launch()
-        except BaseException:
-            await self._tear_down()
-            self._state = "stopped"
-            raise
         self._state = "ready"
         self._watch = asyncio.create_task(self._supervise(), name="triton-supervisor")
 
@@ -181,6 +195,16 @@ class EmbeddedTriton:
 
     # -- one life of the process -----------------------------------------------------------------
 
+    @contextlib.asynccontextmanager
+    async def _whole_or_gone(self) -> AsyncIterator[None]:
+        """A start that fails, or is given up, leaves no process and no shared memory."""
+        try:
+            yield
+        except BaseException:
+            await self._tear_down()
+            self._state = "stopped"
+            raise
+
     async def _prepare(self) -> None:
         self._installation = find_installation(self._host)
         try:
@@ -203,13 +227,9 @@ class EmbeddedTriton:
         self._prefix = processes.instance_prefix(self._state_dir)
 
     async def _launch(self) -> None:
+        """Return when the server answers; `begin` may have started its process."""
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            self._ports = self._ports or _free_ports()
-            self._process = process = await ServerProcess.spawn(
-                self._options(self._ports).command(),
-                cwd=self._stub_home,  # what the stubs import from first
-                environment=server_environment(self._installation),
-            )
+            process = self._process or await self._spawn()
             if await self._answers(process):
                 return
             await self._tear_down()  # which reads its output to the end
@@ -217,6 +237,15 @@ class EmbeddedTriton:
             if not taken or attempt == _PORT_ATTEMPTS:
                 raise StartupError(_failure(process, self._start_timeout))
             self._ports = None  # taken by somebody else since we looked
+
+    async def _spawn(self) -> ServerProcess:
+        self._ports = self._ports or _free_ports()
+        self._process = await ServerProcess.spawn(
+            self._options(self._ports).command(),
+            cwd=self._stub_home,  # what the stubs import from first
+            environment=server_environment(self._installation),
+        )
+        return self._process
 
     def _options(self, ports: tuple[int, int, int]) -> ServerOptions:
         return ServerOptions(

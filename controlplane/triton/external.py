@@ -89,6 +89,9 @@ class ExternalTriton:
         """None: the process is somebody else's."""
         return None
 
+    async def begin(self) -> None:
+        """Nothing: it is somebody else's to start."""
+
     async def start(self) -> None:
         """Return when the server answers, or has not in time: it is `lost` then, and watched."""
         if self._watch is not None:

@@ -60,6 +60,14 @@ class TritonServer(Protocol):
         """Process id of the server, None while it is down or runs elsewhere."""
         ...
 
+    async def begin(self) -> None:
+        """Have the server come up while the caller does something else; `start` waits for it.
+
+        Raises:
+            StartupError: saying what to do; nothing is left of it.
+        """
+        ...
+
     async def start(self) -> None:
         """Return when the server answers; one that is somebody else's may be `lost` still.
 

@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 
 from controlplane.client import InstallFailed
-from controlplane.triton.processes import instance_prefix
+from controlplane.triton.processes import find_marked, instance_prefix
 from tests.models import tiny_bert
 from tests.service import Service
 
@@ -204,6 +204,9 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     service.data_dir.mkdir(parents=True)
     (service.data_dir / "modelmora.db").write_bytes(b"this is no database " * 1000)
     assert "modelmora.db" in refused(service)
+    # Triton had begun to start by then
+    assert find_marked(instance_prefix(service.data_dir / "triton")) == []
+    assert shared_memory(service) == []
 
 
 def test_sigterm_during_the_start_ends_it_cleanly(own: Service) -> None:

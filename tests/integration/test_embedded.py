@@ -385,6 +385,27 @@ async def test_start_and_stop_again(tmp_path: Path) -> None:
     assert own.leftovers() == []
 
 
+async def test_a_server_that_has_begun_is_the_one_that_starts(tmp_path: Path) -> None:
+    own = Own(tmp_path)
+    await own.server.begin()
+    begun = own.server.pid
+    assert begun is not None
+    assert own.server.state == "starting"
+    await own.server.begin()
+    await own.server.start()
+    assert (own.server.pid, own.server.state) == (begun, "ready")
+    await own.server.stop()
+    assert own.leftovers() == []
+
+
+async def test_a_begin_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    own = Own(tmp_path)
+    await own.server.begin()
+    await own.server.stop()
+    assert (own.server.pid, own.server.state) == (None, "stopped")
+    assert own.leftovers() == []
+
+
 async def test_server_that_does_not_start_has_the_last_word(tmp_path: Path) -> None:
     package = tmp_path / "pytriton"
     for part in ("bin", "backends/python", "python_backend_stubs/3.11"):

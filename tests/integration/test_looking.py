@@ -13,11 +13,14 @@ import pytest
 from controlplane.errors import (
     ArtifactNotAccessible,
     ChecksumMismatch,
+    ModelAlreadyExists,
     RemoteCodeRefused,
+    SourceBeingRead,
     SourceRefused,
     ValidationFailed,
 )
 from controlplane.registry.model import Model, NewModel, VersionStatus
+from controlplane.registry.pending_looks import PendingLooks
 from controlplane.registry.registration import register
 from tests.integration.test_install import FILES, HANGS, MODEL, QUICK, Registry, registry, until
 from tests.integration.test_registration import SENTENCE
@@ -49,9 +52,11 @@ def tarred(files: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-async def enter(registry: Registry, source_url: str, **fields: Any) -> Model:
+async def enter(
+    registry: Registry, source_url: str, *, patience: float | None = None, **fields: Any
+) -> Model:
     new = NewModel(model_id=MODEL, source_url=source_url, **fields)
-    return await register(registry.installer.shop, new, limits=QUICK)
+    return await register(registry.installer.shop, new, limits=QUICK, patience=patience)
 
 
 def facts(model: Model) -> dict[str, Any]:
@@ -145,4 +150,62 @@ async def test_a_crash_while_looking_is_swept(registry: Registry) -> None:
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"w")
     registry.start()
+    assert registry.leftovers() == []
+
+
+async def test_a_slow_archive_holds_no_request_and_comes_once(
+    registry: Registry, web: WebServer
+) -> None:
+    web.files["/m.tgz"] = tarred(SENTENCE)
+    web.faults["/m.tgz"] = [Fault("stall", after=100)]
+    registry.start(**ALLOWED)
+    for _ in range(2):
+        with pytest.raises(SourceBeingRead, match=r"m\.tgz.*Send the same request again"):
+            await enter(registry, f"{web.url}/m.tgz", patience=0.3)
+    both = [asyncio.create_task(enter(registry, f"{web.url}/m.tgz")) for _ in range(2)]
+    await asyncio.sleep(0)
+    web.released.set()
+    outcomes = await asyncio.gather(*both, return_exceptions=True)
+    assert len(web.requests) <= 2  # where it was cut off it goes on
+    (entered,) = (model for model in outcomes if isinstance(model, Model))
+    assert entered.task_type == "txt2embed"
+    assert [type(other) for other in outcomes if other is not entered] == [ModelAlreadyExists]
+    (folder,) = (registry.installer.shop.downloads / entered.current.triton_name).iterdir()
+    assert folder.name == "1"
+    assert not list((registry.installer.shop.downloads / ".registration").iterdir())
+
+
+async def test_what_nobody_asks_for_any_more_ends(registry: Registry, web: WebServer) -> None:
+    web.files["/m.tgz"] = tarred(SENTENCE)
+    web.files["/other.tgz"] = tarred(SENTENCE)
+    web.faults["/m.tgz"] = [Fault("stall", after=100)]
+    registry.start(**ALLOWED)
+    shop = registry.installer.shop
+    shop.looks = PendingLooks(keep_seconds=0.05)
+    for name in ("m", "other"):
+        with pytest.raises(SourceBeingRead):
+            await enter(registry, f"{web.url}/{name}.tgz", patience=0)
+    web.released.set()
+    await until(lambda: shop.looks.idle)
+    assert registry.leftovers() == []
+
+
+async def test_a_failure_waits_for_who_asks_again(registry: Registry, web: WebServer) -> None:
+    registry.start(**ALLOWED)
+    with pytest.raises(SourceBeingRead):
+        await enter(registry, f"{web.url}/absent.tgz", patience=0)
+    await until(lambda: len(web.requests) == 1)
+    with pytest.raises(ArtifactNotAccessible, match="does not exist"):
+        await enter(registry, f"{web.url}/absent.tgz")
+    assert len(web.requests) == 1
+
+
+async def test_the_end_of_the_server_ends_it(registry: Registry, web: WebServer) -> None:
+    web.files["/m.tgz"] = tarred(SENTENCE)
+    web.faults["/m.tgz"] = [Fault("stall", after=100)]
+    registry.start(**ALLOWED)
+    with pytest.raises(SourceBeingRead):
+        await enter(registry, f"{web.url}/m.tgz", patience=0.1)
+    web.released.set()
+    await registry.stop()
     assert registry.leftovers() == []

@@ -188,6 +188,7 @@ HARMFUL = {
     "bomb.zip": lambda: zipped(FILES | {"zeros": bytes(110 * 2**20)}),
     "many.tar": lambda: tar({f"f{n}": b"" for n in range(10_001)}, "w"),
     "header.tar": huge_header,
+    "deep.zip": lambda: zipped(FILES | {"a/" * 32 + "evil": b"x"}),
 }
 
 
@@ -201,6 +202,37 @@ def test_an_archive_that_means_harm_is_refused_whole(
     assert not list(tmp_path.rglob("evil"))
     assert fetched.partials() == []
     assert not fetched.destination.exists()
+
+
+@pytest.mark.parametrize("pack", [tar, zipped])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("config.json", "Config.json"),
+        ("a/b.txt", "A/c.txt"),
+        ("Straße.txt", "STRASSE.txt"),
+        ("caf\u00e9.txt", "cafe\u0301.txt"),
+        ("CAF\u00c9/x", "cafe\u0301/y"),
+        ("folder", "Folder/file"),
+    ],
+)
+def test_names_that_some_file_systems_hold_for_one_are_refused(
+    web: WebServer, fetched: Fetcher, pack: Any, one: str, other: str
+) -> None:
+    web.files["/m.x.zip"] = pack(FILES | {one: b"1", other: b"2"})
+    with pytest.raises(SourceRefused) as told:
+        fetched(f"{web.url}/m.x.zip")
+    first, second = (ascii(name.partition("/")[0])[1:-1] for name in (one, other))
+    assert f"'{first}" in told.value.message
+    assert f"'{second}" in told.value.message
+    assert not fetched.destination.exists()
+    assert fetched.partials() == []
+
+
+def test_names_that_differ_otherwise_are_no_reason(web: WebServer, fetched: Fetcher) -> None:
+    others = {"a/README": b"", "b/readme": b"", "a/readme.txt": b"", "\u00e9": b"", "e": b""}
+    web.files["/m.zip"] = zipped(FILES | others)
+    assert {file.path for file in fetched(f"{web.url}/m.zip").files} == set(FILES)
 
 
 @pytest.mark.parametrize("name", ["m.tgz", "m.zip", "m.tar.xz"])

@@ -131,13 +131,35 @@ def test_untouched_manifests_are_not_read_again(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [b"", b"[]", b"{}", b'{"root": "/other", "until_ns": 1}', b"\xff"]
+    "record",
+    [b"", b"[]", b"{}", b'{"root": "/other", "until_ns": 1}', b'{"root": "", "ready": 1}', b"\xff"],
 )
 def test_a_record_that_says_nothing_of_this_repository_is_passed_over(
     place: Place, record: bytes
 ) -> None:
     (place.downloads.parent / "recovered.json").write_bytes(record)
     assert place.start() is VersionStatus.READY
+
+
+def test_untouched_models_are_not_listed_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.start()
+    place.let_time_pass()
+    asked: list[str] = []
+    listing = ModelRepository.versions
+
+    def spied(repository: ModelRepository, triton_name: str) -> list[int]:
+        asked.append(triton_name)
+        return listing(repository, triton_name)
+
+    monkeypatch.setattr(ModelRepository, "versions", spied)
+    place.start()
+    assert asked == []
+    shutil.copytree(place.folder, place.folder.with_name("2"))  # by a crash, as it were
+    place.start()
+    assert MODEL.triton_name in asked
+    assert not place.folder.with_name("2").exists()
 
 
 def test_folders_without_rows_go_at_a_later_start_too(place: Place) -> None:

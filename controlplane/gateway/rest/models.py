@@ -24,7 +24,7 @@ from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.catalog import pick
 from controlplane.registry.model import Model, ModelId
-from controlplane.registry.registration import register
+from controlplane.registry.registration import PATIENCE, register
 from controlplane.registry.remote_code import check_permitted
 from controlplane.registry.upgrades import ensure_version
 
@@ -48,14 +48,16 @@ IfNoneMatch = Annotated[
     operation_id="registerModel",
     summary="Register a model",
     tags=TAGS,
-    responses=failures(400, 409, 413, 415, 502, 507),
+    responses=failures(400, 409, 413, 415, 502, 503, 507),
 )
 async def register_model(
     data: JSONBody[RegisterModelRequest], services: GivenServices
 ) -> ModelResponse:
     """Enter a model in the catalog. Without a task its small files are looked at; for an archive,
-    that takes its download, which the installation then uses."""
-    model = await register(services.installer.shop, data.to_domain())
+    that takes its download, which the installation then uses. While that is not done the answer is
+    503 SOURCE_BEING_READ with `Retry-After`: the same request, sent again, waits for the same
+    download."""
+    model = await register(services.installer.shop, data.to_domain(), patience=PATIENCE)
     name_model(model.model_id)
     return ModelResponse.of(model)
 

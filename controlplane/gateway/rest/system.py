@@ -11,6 +11,7 @@ import structlog
 from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
+from controlplane.errors import DatabaseUnusable
 from controlplane.gateway.rest.schemas import (
     Alive,
     GpuDevice,
@@ -107,10 +108,11 @@ async def metrics_below_the_base(services: GivenServices) -> Response[bytes]:
 
 @get("/health", operation_id="getHealth", summary="Health in short", tags=_HEALTH)
 async def health(services: GivenServices) -> Health:
-    """`degraded` while Triton is away or a model does not answer."""
+    """`degraded` while Triton is away, a model does not answer or the database is of no use."""
     views = services.scheduler.loaded()
     loaded = [view for view in views if view.state is ModelState.LOADED]
-    well = services.server.state == "ready" and len(loaded) == len(
+    up = services.server.state == "ready" and _check_database(services) == "ok"
+    well = up and len(loaded) == len(
         [view for view in views if view.state is not ModelState.LOADING]
     )
     return Health(
@@ -177,6 +179,8 @@ def uptime(services: Services) -> float:
 def _check_database(services: Services) -> str:
     try:
         services.check_database()
+    except DatabaseUnusable as error:  # logged when it was found
+        return error.what
     except Exception as error:  # noqa: BLE001 whatever is wrong with it, it is not ready
         log.warning("database check failed", error=str(error))
         return "does not answer"

@@ -22,8 +22,9 @@ _IMAGE_FORMS = '{"type": "image", "image": "…"} or {"type": "image_url", "imag
 class Messages(Input, frozen=True, kw_only=True):
     """A conversation: a list of {role, content}; of these lists, a list for several items.
 
-    `content` is a text or a list of parts, as in OpenAI's chat API. An image among the parts goes
-    to the tensor `image_tensor`, and its place in the conversation is kept.
+    `content` is a text or a list of parts, as in OpenAI's chat API; the model is given texts. An
+    image among the parts of the first question goes to the tensor `image_tensor`: there the model
+    puts it.
     """
 
     image_tensor: str | None = None
@@ -37,11 +38,11 @@ class Messages(Input, frozen=True, kw_only=True):
             return {self.tensor: b""}
         reader = _Reader(rules, faults, with_images=self.image_tensor is not None)
         messages = [reader.message(item, f"{path}[{i}]") for i, item in enumerate(value)]
-        if reader.characters > TEXT:
-            faults[path] = [
-                f"must have at most {TEXT} characters of text (it has {reader.characters})"
-            ]
-        contents: Contents = {self.tensor: json.dumps(messages).encode()}
+        text = json.dumps(messages, ensure_ascii=False)
+        if len(text) > TEXT:
+            faults[path] = [f"must have at most {TEXT} characters, as JSON (it has {len(text)})"]
+        # what has no UTF-8 form is among the faults already
+        contents: Contents = {self.tensor: text.encode(errors="replace")}
         if self.image_tensor is not None and reader.images:
             contents[self.image_tensor] = reader.images[0]
         if len(reader.images) > 1:
@@ -82,7 +83,7 @@ class _Reader:
 
     def __init__(self, rules: MediaRules, faults: Faults, *, with_images: bool) -> None:
         self.images: list[bytes | Reference] = []
-        self.characters = 0
+        self._questions = 0
         self._rules = rules
         self._faults = faults
         self._with_images = with_images
@@ -96,30 +97,38 @@ class _Reader:
                 self._faults[f"{path}.{name}"] = ["is not a field of a message (role, content)"]
         if value.get("role") not in ROLES:
             self._faults[f"{path}.role"] = [f"must be one of {', '.join(ROLES)}"]
-        content = self._content(value.get("content"), f"{path}.content")
+        self._questions += value.get("role") == "user"
+        asks = self._with_images and self._questions == 1 and value.get("role") == "user"
+        content = self._content(value.get("content"), f"{path}.content", with_images=asks)
         return {"role": value.get("role"), "content": content}
 
-    def _content(self, value: Any, path: str) -> Any:
+    def _content(self, value: Any, path: str, *, with_images: bool) -> str:
         if not isinstance(value, list):
             return self._text(value, path)
-        parts = [self._part(part, f"{path}[{i}]") for i, part in enumerate(value)]
-        if self._with_images:
-            return parts
-        return "".join(part.get("text") or "" for part in parts)
+        read = self._part_of_question if with_images else self._part
+        return "".join(read(part, f"{path}[{i}]") for i, part in enumerate(value))
 
-    def _part(self, value: Any, path: str) -> dict[str, Any]:
+    def _part(self, value: Any, path: str) -> str:
+        if isinstance(value, dict) and value.get("type") == "text":
+            return self._text(value.get("text"), f"{path}.text")
+        self._faults[path] = [f"must be {_PART_FORMS}{self._where_images()}"]
+        return ""
+
+    def _where_images(self) -> str:
+        return "; an image belongs to the first message of the user" if self._with_images else ""
+
+    def _part_of_question(self, value: Any, path: str) -> str:
         kind = value.get("type") if isinstance(value, dict) else None
-        if kind == "text":
-            return {"type": "text", "text": self._text(value.get("text"), f"{path}.text")}
-        if kind in ("image", "image_url") and self._with_images:
+        if kind in ("image", "image_url"):
             source = value.get(kind)
             source = source.get("url") if isinstance(source, dict) else source
             image = read_media(source, f"{path}.{kind}", "image", self._rules, self._faults)
             self.images.append(image)
-            return {"type": "image"}
-        forms = f"{_PART_FORMS}, {_IMAGE_FORMS}" if self._with_images else _PART_FORMS
-        self._faults[path] = [f"must be {forms}"]
-        return {}
+            return ""
+        if kind == "text":
+            return self._part(value, path)
+        self._faults[path] = [f"must be {_PART_FORMS}, {_IMAGE_FORMS}"]
+        return ""
 
     def _text(self, value: Any, path: str) -> str:
         if not isinstance(value, str):
@@ -127,5 +136,4 @@ class _Reader:
             return ""
         if not is_unicode(value):
             self._faults[path] = ["holds half of a surrogate pair, which is not valid Unicode"]
-        self.characters += len(value)
         return value
