@@ -145,6 +145,11 @@ def test_options_of_generation(name: str, value: Any, becomes: Any) -> None:
     assert found == ({name: becomes} if becomes is not None else {"max_tokens": 5})
 
 
+def test_a_voice_may_be_a_number() -> None:
+    assert check("txt2audio", {"text": "a"}, voice=3).parameters == {"voice": "3"}
+    assert list(faults("txt2audio", {"text": "a"}, voice=True)) == ["parameters.voice"]
+
+
 @pytest.mark.parametrize(
     ("task", "name", "value"),
     [

@@ -101,7 +101,7 @@ TXT2AUDIO = Task(
     ),
     needs=(("text",),),
     options=(
-        Word(name="voice", about="One of the model's voices."),
+        Word(name="voice", about="One of the model's voices, a name or number.", or_number=True),
         Whole(name="sample_rate", about="Samples per second.", least=1000, most=384_000),
     ),
     outputs=("audio_output", "sample_rate"),

@@ -102,11 +102,18 @@ class Real(Option, frozen=True, kw_only=True):
 
 
 class Word(Option, frozen=True, kw_only=True):
-    """A text of at most `most` characters; it may be empty."""
+    """A text of at most `most` characters; it may be empty.
+
+    Attributes:
+        or_number: a whole number is taken too, and travels as text.
+    """
 
     most: int = 1000
+    or_number: bool = False
 
     def read(self, value: Any, path: str, faults: Faults) -> Any:
+        if self.or_number and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
         if not isinstance(value, str):
             faults[path] = ["must be a string"]
         elif len(value) > self.most:
@@ -116,7 +123,10 @@ class Word(Option, frozen=True, kw_only=True):
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "maxLength": self.most, "description": self.about}
+        text = {"type": "string", "maxLength": self.most}
+        if self.or_number:
+            return {"oneOf": [text, {"type": "integer"}], "description": self.about}
+        return {**text, "description": self.about}
 
 
 class Stops(Option, frozen=True, kw_only=True):
