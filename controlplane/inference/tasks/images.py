@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 _LARGEST_SIDE = 2048
 _OUTPUTS = ("image_output", "step", "steps")
 _DRAWING = (
-    Whole(
-        name="steps", about="Steps of denoising; left out, as the model says.", least=1, most=200
-    ),
+    Whole(name="steps", about="Steps of denoising.", least=1, most=200),
     Real(name="guidance_scale", about="How closely to keep to the prompt.", most=50.0),
     Word(name="negative_prompt", about="What is not to be seen.", most=TEXT),
     Whole(name="seed", about="The same seed draws the same image."),
