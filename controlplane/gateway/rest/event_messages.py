@@ -30,23 +30,24 @@ log = structlog.get_logger(__name__)
 # status: until then nothing is sent, unless there is something to tell.
 KEEP_ALIVE_SECONDS = 15.0
 STALLED_SECONDS = 30.0
-# A client that reads never leaves so many unread.
+# A client that reads never leaves so many unread, nor so many bytes.
 _UNREAD = 256
+_UNREAD_BYTES = 16_000_000
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 class _Message(NamedTuple):
-    """An event's name and data; of the last one `ends` is true."""
+    """An event as it is sent; of the last one `ends` is true."""
 
-    name: str
-    data: Any
+    text: bytes
     ends: bool = False
     error: Exception | None = None
 
-    def encoded(self) -> bytes:
+    @classmethod
+    def of(cls, name: str, data: Any, *, ends: bool, error: Exception | None = None) -> _Message:
         # `str`: an error's details may hold what JSON has no form for.
-        data = msgspec.json.encode(self.data, enc_hook=str)
-        return b"event: %s\ndata: %s\n\n" % (self.name.encode(), data)
+        body = msgspec.json.encode(data, enc_hook=str)
+        return cls(b"event: %s\ndata: %s\n\n" % (name.encode(), body), ends, error)
 
 
 async def event_stream(events: AsyncGenerator[Event | InferResult, None], model_id: str) -> Stream:
@@ -69,7 +70,7 @@ async def event_stream(events: AsyncGenerator[Event | InferResult, None], model_
 async def _text(call: _Call, message: _Message | None) -> AsyncGenerator[bytes, None]:
     try:
         while True:
-            yield b": still here\n\n" if message is None else message.encoded()
+            yield b": still here\n\n" if message is None else message.text
             if message is not None and message.ends:
                 return
             message = await call.next()
@@ -82,19 +83,24 @@ class _Call:
 
     def __init__(self, events: AsyncGenerator[Event | InferResult, None], model_id: str) -> None:
         self._unread: asyncio.Queue[_Message] = asyncio.Queue()
+        self._unread_bytes = 0
         self._room = asyncio.Event()
         self._model_id = model_id
         self._task = asyncio.create_task(self._run(events))
 
     async def next(self) -> _Message | None:
         """The next message; None when there was none for KEEP_ALIVE_SECONDS."""
-        if self._unread.empty():
-            try:
-                return await asyncio.wait_for(self._unread.get(), KEEP_ALIVE_SECONDS)
-            except (asyncio.TimeoutError, TimeoutError):
-                return None
+        try:
+            message = (
+                await asyncio.wait_for(self._unread.get(), KEEP_ALIVE_SECONDS)
+                if self._unread.empty()
+                else self._unread.get_nowait()
+            )
+        except (asyncio.TimeoutError, TimeoutError):
+            return None
+        self._unread_bytes -= len(message.text)
         self._room.set()
-        return self._unread.get_nowait()
+        return message
 
     def cancel(self) -> None:
         """End the call if it still runs; the request in the model is cancelled too."""
@@ -104,7 +110,7 @@ class _Call:
         try:
             async with aclosing(events):
                 async for event in events:
-                    self._unread.put_nowait(_message(event))
+                    self._tell(_message(event))
                     await self._wait_for_room()
         except ModelMoraError as error:
             self._fail(error, envelope(error.code, error.message, error.details))
@@ -114,10 +120,14 @@ class _Call:
 
     def _fail(self, error: Exception, body: dict[str, Any]) -> None:
         data = {**body, "status": lookup(HTTP_STATUS, error, 500)}
-        self._unread.put_nowait(_Message("error", data, ends=True, error=error))
+        self._tell(_Message.of("error", data, ends=True, error=error))
+
+    def _tell(self, message: _Message) -> None:
+        self._unread_bytes += len(message.text)
+        self._unread.put_nowait(message)
 
     async def _wait_for_room(self) -> None:
-        if self._unread.qsize() < _UNREAD:
+        if self._unread.qsize() < _UNREAD and self._unread_bytes < _UNREAD_BYTES:
             return
         self._room.clear()
         try:
@@ -129,5 +139,5 @@ class _Call:
 
 def _message(event: Event | InferResult) -> _Message:
     if isinstance(event, InferResult):
-        return _Message("done", InferenceResponse.of(event), ends=True)
-    return _Message(event.name, event.data)
+        return _Message.of("done", InferenceResponse.of(event), ends=True)
+    return _Message.of(event.name, event.data, ends=False)

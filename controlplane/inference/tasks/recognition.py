@@ -15,7 +15,7 @@ from controlplane.inference.tasks.answers import (
 )
 from controlplane.inference.tasks.examples import PICTURE
 from controlplane.inference.tasks.inputs import Media, Text
-from controlplane.inference.tasks.options import Real, Whole
+from controlplane.inference.tasks.options import Flag, Real, Whole
 from controlplane.inference.tasks.task import MAX_SLOW_ITEMS, Answer, Example, Task
 
 if TYPE_CHECKING:
@@ -37,7 +37,14 @@ CLASSIFICATION = Task(
         Media(name="image", tensor="image_input", about="An image, or a list of images."),
     ),
     needs=(("text", "image"),),
-    options=(Whole(name="top_k", about="How many labels; left out, all.", least=1, most=100_000),),
+    options=(
+        Whole(
+            name="top_k",
+            about="How many labels; left out, as the model says.",
+            least=1,
+            most=100_000,
+        ),
+    ),
     outputs=("label", "score"),
     answer=_classes,
     result=objects({"classes": arrays(objects({"label": TEXT_SCHEMA, "score": NUMBER_SCHEMA}))}),
@@ -75,6 +82,12 @@ QUESTION_ANSWERING = Task(
         ),
     ),
     needs=(("question",), ("context",)),
+    options=(
+        Flag(
+            name="handle_impossible_answer",
+            about="Whether that there is no answer is one; it is an empty text then.",
+        ),
+    ),
     outputs=("text_output", "score", "start", "end"),
     answer=_found_answer,
     result=objects(
