@@ -40,7 +40,7 @@ serve: $(INSTALLED) ## start the server with ./modelmora.yaml or the defaults
 	@exec $(BIN)/modelmora serve
 
 test: $(INSTALLED) ## run all tests with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check $(wildcard $(SOURCES))

@@ -107,7 +107,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[objec
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+        print_row(row)
+
+
+def print_row(row: Sequence[object]) -> None:
+    """One more row of the table printed last."""
+    print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
 
 
 def print_machine() -> None:

@@ -30,10 +30,10 @@ from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
 from controlplane.inference.infer import InferenceService
 from controlplane.lifecycle.removal import remove_model
-from controlplane.lifecycle.versions import use_version
+from controlplane.lifecycle.versions import reload_version, use_version
 from controlplane.observability.logs import configure_logging
 from controlplane.observability.metrics import Metrics
-from controlplane.registry import curated
+from controlplane.registry import curated, plugins
 from controlplane.registry.install import Installer
 from controlplane.registry.lock_operations import LockOperations
 from controlplane.registry.lock_store import LockStore
@@ -47,11 +47,12 @@ from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sqlite_utils import Database
 
     from controlplane.lifecycle.scheduler import Scheduler
+    from controlplane.registry.model import ModelVersion
     from controlplane.settings import Settings
     from controlplane.triton.server import TritonServer
 
@@ -105,6 +106,7 @@ class Application:
     async def _start(self) -> None:
         settings = self.settings
         self._own_data_dir()
+        _learn_plugins()
         curated.user_list(settings.data_dir)  # what is wrong with it is said now
         http_socket = self._listen(settings.host, settings.port, "port")
         self.http_port = http_socket.getsockname()[1]
@@ -128,6 +130,7 @@ class Application:
         scheduler, monitor = lifecycle.scheduler, lifecycle.monitor
         await lifecycle.start()
         self._exit.push_async_callback(lifecycle.stop)
+        installer.reload = self._reloader(store, scheduler)
         metrics = Metrics(bus, scheduler)
         locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
         lock_operations = self._lock_operations(locking, store, installer, scheduler)
@@ -222,6 +225,15 @@ class Application:
         self._server = server
         self._exit.push_async_callback(server.stop)
         return server
+
+    def _reloader(
+        self, store: ModelStore, scheduler: Scheduler
+    ) -> Callable[[ModelVersion], Awaitable[None]]:
+        async def reload(version: ModelVersion) -> None:
+            timeout = self.settings.load_timeout
+            await reload_version(store, scheduler, version, load_timeout=timeout)
+
+        return reload
 
     def _lock_operations(
         self, locking: Locking, store: ModelStore, installer: Installer, scheduler: Scheduler
@@ -335,6 +347,12 @@ class _HttpServer(uvicorn.Server):
 async def _stop_http(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
     server.should_exit = True
     await serving
+
+
+def _learn_plugins() -> None:
+    for plugin in plugins.learn():
+        if plugin.fault is not None and not plugin.own:
+            log.warning("plugin not used", kind=plugin.kind, name=plugin.name, why=plugin.fault)
 
 
 def _keep(db: Database, event: DomainEvent) -> None:

@@ -18,7 +18,13 @@ import httpx
 from controlplane import client_background as background
 from controlplane import client_lifecycle as lifecycle_operations
 from controlplane import client_lock_operations as lock_operations
-from controlplane import client_memory, client_versions, client_watching
+from controlplane import (
+    client_memory,
+    client_plugins,
+    client_tuning,
+    client_versions,
+    client_watching,
+)
 from controlplane import client_operations as operations
 from controlplane.client_http import (
     api_error,
@@ -109,6 +115,8 @@ class ModelMoraClient(Streaming):
     install = _sync(background.install)
     register = _sync(operations.register)
     download = _sync(background.download)
+    tune = _sync(client_tuning.tune)
+    begin_tuning = _sync(client_tuning.begin_tuning)
     list_operations = _sync(background.list_operations)
     get_operation = _sync(background.get_operation)
     follow_operation = _sync(background.follow_operation)
@@ -167,6 +175,7 @@ class ModelMoraClient(Streaming):
     warm_up = _sync(lifecycle_operations.warm_up)
     plan = _sync(lifecycle_operations.plan)
     memory = _sync(client_memory.memory)
+    plugins = _sync(client_plugins.plugins)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""
@@ -221,6 +230,8 @@ class AsyncModelMoraClient(AsyncStreaming):
     install = _async(background.install)
     register = _async(operations.register)
     download = _async(background.download)
+    tune = _async(client_tuning.tune)
+    begin_tuning = _async(client_tuning.begin_tuning)
     list_operations = _async(background.list_operations)
     get_operation = _async(background.get_operation)
     follow_operation = _async(background.follow_operation)
@@ -279,6 +290,7 @@ class AsyncModelMoraClient(AsyncStreaming):
     warm_up = _async(lifecycle_operations.warm_up)
     plan = _async(lifecycle_operations.plan)
     memory = _async(client_memory.memory)
+    plugins = _async(client_plugins.plugins)
 
     def __init__(self, url: str | None = None) -> None:
         """`url` None takes MODELMORA_URL, else http://127.0.0.1:8000. ValueError if malformed."""

@@ -27,10 +27,16 @@ OnOperation = Callable[[Operation], None]
 
 
 def download(
-    model_id: str, version: str | None = None, *, trust_remote_code: bool = False
+    model_id: str,
+    version: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> Steps[Operation]:
     """Start the installation of a registered model; returns at once, with its operation."""
-    body = given(version=version, trust_remote_code=trust_remote_code or None)
+    trusted = trust_remote_code or None
+    body = given(version=version, trust_remote_code=trusted, engine=engine, precision=precision)
     return ask("POST", model_path(model_id, "/download"), Operation, json=body)
 
 
@@ -119,6 +125,8 @@ def install(
     timeout: float | None = None,
     *,
     trust_remote_code: bool = False,
+    engine: str | None = None,
+    precision: str | None = None,
 ) -> Steps[ModelInfo]:
     """Register the model if it is absent, download and convert it, wait until it is ready.
 
@@ -130,6 +138,7 @@ def install(
         on_progress: called with each progress; its last phase is `ready`.
         timeout: seconds to wait; None waits for ever.
         trust_remote_code: let the converter run code of the repository; the server has to allow it.
+        engine, precision: what is to serve it; None chooses the fastest by measurement.
 
     Raises:
         InstallFailed: with the server's reason.
@@ -138,7 +147,13 @@ def install(
     began = time.monotonic()
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
     yield from _registered(model_id, version, task_type, source_url, trusted, on_progress)
-    operation = yield from download(model_id, version, trust_remote_code=trust_remote_code)
+    operation = yield from download(
+        model_id,
+        version,
+        trust_remote_code=trust_remote_code,
+        engine=engine,
+        precision=precision,
+    )
     left = None if timeout is None else max(0.0, timeout - (time.monotonic() - began))
     return (yield from await_installation(operation, on_progress, left))
 

@@ -101,6 +101,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     current_version: str | None = None
     versions: list[str] = []
     error: str | None = None
+    unavailable: str | None = None
     display_name: str | None = None
     description: str | None = None
     source_url: str | None = None

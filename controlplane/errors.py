@@ -89,9 +89,14 @@ class InvalidModelId(ModelMoraError):
 class InvalidTaskType(ModelMoraError):
     code = "INVALID_TASK_TYPE"
 
-    def __init__(self, text: str, supported: Sequence[str]) -> None:
+    def __init__(self, text: str, supported: Sequence[str], why: str | None = None) -> None:
+        """
+        Args:
+            why: what is wrong with the plugin that would serve it.
+        """
+        refused = f"cannot be served: {why}" if why else "is not a supported task type"
         super().__init__(
-            f"{text!r} is not a supported task type. Supported: {', '.join(supported)}.",
+            f"{text!r} {refused}. Supported: {', '.join(supported)}.",
             fields={"task_type": [f"must be one of {', '.join(supported)}"]},
         )
 
@@ -359,6 +364,15 @@ class NoRestInference(ModelMoraError):
             model_id=model_id,
             task_type=task_type,
         )
+
+
+class PluginUnavailable(ModelMoraError):
+    """What a model needs of a plugin is not installed, or cannot be used."""
+
+    code = "PLUGIN_UNAVAILABLE"
+
+    def __init__(self, kind: str, name: str, why: str) -> None:
+        super().__init__(f"The {kind} {name!r} cannot be used: {why}.", kind=kind, name=name)
 
 
 # -- locks -------------------------------------------------------------------------------------

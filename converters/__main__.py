@@ -14,10 +14,17 @@ import shutil
 import sys
 import tempfile
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
+from converters.errors import (
+    ConversionError,
+    EngineUnavailable,
+    ExportFailed,
+    InsufficientDisk,
+    one_line,
+)
 from converters.progress import EventStream
 
 if TYPE_CHECKING:
@@ -57,20 +64,25 @@ def _convert(options: argparse.Namespace, events: EventStream) -> dict[str, obje
     try:
         with _place_for_code(options):
             convert = find_converter(options.task)
-            return convert(
-                Conversion(
-                    task=options.task,
-                    source=options.source,
-                    output=options.output,
-                    identity=identity,
-                    events=events,
-                    allow_pickle=options.allow_pickle,
-                    trusted=options.trust_remote_code,
-                    threads=options.threads,
-                    engine=options.engine,
-                    precision=options.precision,
-                )
+            conversion = Conversion(
+                task=options.task,
+                source=options.source,
+                output=options.output,
+                identity=identity,
+                events=events,
+                allow_pickle=options.allow_pickle,
+                trusted=options.trust_remote_code,
+                threads=options.threads,
+                engine=options.engine,
+                precision=options.precision,
             )
+            try:
+                return convert(conversion)
+            except EngineUnavailable as error:
+                if not options.or_best:
+                    raise
+                events.progress("load", 0.0, f"measuring instead: {error}")
+                return convert(replace(conversion, engine=None, precision=None))
     except ConversionError:
         raise
     except OSError as error:
@@ -129,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--threads", type=int, help="default: what torch takes")
     convert.add_argument("--engine", help="default: the fastest that passes its accuracy gate")
     convert.add_argument("--precision", help="fp32, bf16, fp16 or int8; default: as --engine")
+    convert.add_argument(
+        "--or-best",
+        action="store_true",
+        help="where this machine does not have that engine: as without --engine and --precision",
+    )
     return parser
 
 

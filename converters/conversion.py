@@ -11,9 +11,9 @@ import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from converters import plugins
 from converters.errors import ExportFailed, one_line
 
 if TYPE_CHECKING:
@@ -59,13 +59,12 @@ def find_converter(task: str) -> Converter:
     """The converter that serves a task.
 
     Raises:
-        ExportFailed: there is none, or it cannot be imported.
+        ExportFailed: there is none, or more than one, or it cannot be imported.
     """
-    found = metadata.entry_points(group=GROUP)
-    if task not in found.names:
-        known = ", ".join(sorted(found.names)) or "none"
-        raise ExportFailed(f"No converter is installed for the task {task}; there are: {known}.")
-    entry = found[task]
+    try:
+        entry = plugins.find(GROUP, task)
+    except LookupError as error:
+        raise ExportFailed(f"No converter can be used for the task {task}: {error}.") from error
     try:
         converter: Converter = entry.load()
     except Exception as error:

@@ -18,6 +18,10 @@ class ExportFailed(ConversionError):
     """The model cannot be turned into an artefact that computes the same vectors."""
 
 
+class EngineUnavailable(ExportFailed):
+    """The engine or precision asked for is not to be had here, or too far from PyTorch."""
+
+
 class ArtifactNotAccessible(ConversionError):
     """A file of the source that is needed is missing or damaged."""
 

@@ -1,7 +1,8 @@
 """The artefact's manifest: what control plane and backends need to know of it.
 
-Byte-stable: the same source, converter and machine give the same file, so it holds no times, no
-paths, and figures rounded to what repeats.
+Byte-stable but for `candidates`, what the engines that were tried took: the same source, converter,
+machine and choice give the same file, so it holds no other times, no paths, and figures rounded to
+what repeats.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from converters.engines import Chosen
     from converters.specs import SentenceModel
     from converters.tokenization import Tokenization
     from converters.verify import Parity
@@ -41,9 +43,9 @@ class Exported:
     dimension: int
     parameters: int
     dtype: str
-    opset: int
+    opset: int | None
     exporter: str
-    model_file: str
+    chosen: Chosen
     tokenizer_file: str
 
 
@@ -60,8 +62,8 @@ def text_embedding_manifest(
         "source_checksum": identity.source_checksum,
         "task_type": "txt2embed",
         "backend": "text_embedding",
-        "engine": "onnxruntime",
-        "precision": "fp32",
+        "engine": exported.chosen.engine,
+        "precision": exported.chosen.precision,
         "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1]}],
         "outputs": [output],
         "max_batch_size": MAX_BATCH_SIZE,
@@ -72,17 +74,23 @@ def text_embedding_manifest(
             "min_cosine": round(exported.parity.min_cosine, 7),
             "max_abs_diff": float(f"{exported.parity.max_abs_diff:.1e}"),
         },
+        "candidates": exported.chosen.table,
         "parameters": exported.parameters,
         "dtype": exported.dtype,
-        "converter": _versions() | {"opset": exported.opset, "exporter": exported.exporter},
+        "converter": _versions() | _export_facts(exported),
     }
+
+
+def _export_facts(exported: Exported) -> dict[str, Any]:
+    opset = {} if exported.opset is None else {"opset": exported.opset}
+    return opset | {"exporter": exported.exporter}
 
 
 def _tokens_to_vector(
     model: SentenceModel, tokenization: Tokenization, exported: Exported
 ) -> dict[str, Any]:
     return {
-        "model_file": exported.model_file,
+        "model_file": exported.chosen.model_file.name,
         "tokenizer_file": exported.tokenizer_file,
         "input_names": list(tokenization.input_names),
         "output_name": "sentence_embedding",

@@ -58,13 +58,19 @@ def export(
             # Deprecation of the exporter and remarks on what tracing cannot see: whether they
             # matter is decided by verification.
             warnings.simplefilter("ignore")
-            run(encoder, input_names, _example(len(input_names), pads_left), scratch / MODEL_FILE)
+            run(encoder, input_names, example(len(input_names), pads_left), scratch / MODEL_FILE)
         return _write(scratch / MODEL_FILE, output, external_data_above)
     finally:
         shutil.rmtree(scratch)
 
 
-def _example(count: int, pads_left: bool) -> tuple[torch.Tensor, ...]:
+def remove(output: Path) -> None:
+    """Take an export away again."""
+    for file in (output / MODEL_FILE, output / WEIGHTS_FILE):
+        file.unlink(missing_ok=True)
+
+
+def example(count: int, pads_left: bool) -> tuple[torch.Tensor, ...]:
     """Two texts of 7 and 5 tokens: no dimension is 1 and some of the mask is 0, since tracing
     takes either for a constant."""
     ids = torch.arange(14).reshape(2, 7) % 11 + 4
@@ -112,8 +118,7 @@ def _write(exported: Path, output: Path, external_data_above: int) -> tuple[str,
     model = onnx.load(exported)
     _strip(model)
     inputs = tuple(value.name for value in model.graph.input)
-    for file in (output / MODEL_FILE, output / WEIGHTS_FILE):
-        file.unlink(missing_ok=True)  # an earlier exporter's, which failed verification
+    remove(output)  # an earlier exporter's, which failed verification
     weights = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     if weights <= external_data_above:
         onnx.save_model(model, output / MODEL_FILE)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import traceback
 from typing import TYPE_CHECKING, Any
 
 from converters.conversion import fresh_output
-from converters.errors import ConversionError, ExportFailed, InsufficientDisk, one_line
+from converters.errors import InsufficientDisk
 from converters.sentence_model import read_sentence_model
 from converters.specs import PoolingSpec
 from converters.weights import find_weights
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from converters.sentence_layers import SentenceEncoder
     from converters.specs import SentenceModel
     from converters.tokenization import Tokenization
-    from converters.verify import Check, Parity
     from converters.weights import Weights
 
 _MB = 2**20
@@ -39,6 +37,16 @@ class Loaded:
     parameters: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to export; see `convert_text_embedding`."""
+
+    threads: int | None = None
+    engine: str | None = None
+    precision: str | None = None
+    external_data_above: int | None = None
+
+
 def convert(conversion: Conversion) -> dict[str, Any]:
     """The converter of the task txt2embed; see `convert_text_embedding`."""
     return convert_text_embedding(
@@ -49,6 +57,8 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         allow_pickle=conversion.allow_pickle,
         trusted=conversion.trusted,
         threads=conversion.threads,
+        engine=conversion.engine,
+        precision=conversion.precision,
     )
 
 
@@ -61,6 +71,8 @@ def convert_text_embedding(
     allow_pickle: bool = False,
     trusted: bool = False,
     threads: int | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
     external_data_above: int | None = None,
 ) -> dict[str, Any]:
     """Convert `source` into `output`, which is created; the manifest is returned.
@@ -72,6 +84,7 @@ def convert_text_embedding(
     Args:
         trusted: import the Python files that config.json names, out of `source` only.
         threads: for torch and ONNX Runtime; None leaves it to them.
+        engine, precision: what is to serve it; None leaves the choice to measurement.
         external_data_above: bytes of weights that stay in model.onnx; None for protobuf's limit.
 
     Raises:
@@ -85,7 +98,8 @@ def convert_text_embedding(
         loaded = load(
             model, weights, output, allow_pickle=allow_pickle, trusted=trusted, threads=threads
         )
-        return _export(loaded, output, identity, events, threads, external_data_above)
+        options = Options(threads, engine, precision, external_data_above)
+        return _export(loaded, output, identity, events, options)
 
 
 def _require_space(output: Path, weights: Weights) -> None:
@@ -199,82 +213,26 @@ def _with_usable_prompts(model: SentenceModel) -> SentenceModel:
 
 
 def _export(
-    loaded: Loaded,
-    output: Path,
-    identity: Identity,
-    events: EventStream,
-    threads: int | None,
-    external_data_above: int | None,
+    loaded: Loaded, output: Path, identity: Identity, events: EventStream, options: Options
 ) -> dict[str, Any]:
     from converters import onnx
     from converters.manifest import Exported, text_embedding_manifest, write_manifest
+    from converters.text_export import export
     from converters.tokenization import TOKENIZER_FILE
 
-    exporter, check, parity, tokenization = _first_that_holds(
-        loaded, output, events, threads, external_data_above or onnx.EXTERNAL_DATA_ABOVE
-    )
+    done = export(loaded, output, events, options)
     events.progress("write", 0.0, "writing the manifest")
     facts = Exported(
-        parity=parity,
-        dimension=check.dimension,
+        parity=done.parity,
+        dimension=done.dimension,
         parameters=loaded.parameters,
         dtype=loaded.weights.dtype or "unknown",
-        opset=onnx.OPSET,
-        exporter=exporter,
-        model_file=onnx.MODEL_FILE,
+        opset=onnx.OPSET if done.exporter in onnx.EXPORTERS else None,
+        exporter=done.exporter,
+        chosen=done.chosen,
         tokenizer_file=TOKENIZER_FILE,
     )
-    manifest = text_embedding_manifest(identity, loaded.model, tokenization, facts)
+    manifest = text_embedding_manifest(identity, loaded.model, done.tokenization, facts)
     complete = write_manifest(output, manifest)
     events.progress("write", 1.0, "artefact complete")
     return complete
-
-
-def _first_that_holds(
-    loaded: Loaded,
-    output: Path,
-    events: EventStream,
-    threads: int | None,
-    external_data_above: int,
-) -> tuple[str, Check, Parity, Tokenization]:
-    """Export until one passes verification; see `onnx.EXPORTERS` for the order.
-
-    Raises:
-        ExportFailed: none does; with the last one's figures or error.
-    """
-    from converters import onnx
-    from converters.tokenization import TOKENIZER_FILE
-    from converters.verify import Check
-
-    tokenization = loaded.tokenization
-    events.progress("load", 0.8, f"{loaded.parameters:,} parameters; PyTorch embeds the test texts")
-    check = Check(loaded.encoder, output / TOKENIZER_FILE, tokenization)
-    events.progress("load", 1.0, "loaded")
-    failure = ""
-    for exporter in onnx.EXPORTERS:
-        events.progress("export", 0.0, f"exporting to ONNX ({exporter})")
-        try:
-            inputs = onnx.export(
-                loaded.encoder,
-                tokenization.input_names,
-                output,
-                exporter=exporter,
-                pads_left=tokenization.padding_side == "left",
-                external_data_above=external_data_above,
-            )
-            events.progress("verify", 0.0, "comparing ONNX Runtime with PyTorch")
-            parity = check.compare(
-                output / onnx.MODEL_FILE,
-                threads=threads,
-                progress=lambda share: events.progress("verify", share, "comparing"),
-            )
-        except (ConversionError, OSError):
-            raise
-        except Exception as error:  # noqa: BLE001 - exporters raise anything; the next one may do
-            traceback.print_exc()
-            failure = f"{type(error).__name__}: {one_line(error)}"
-            continue
-        if parity.holds:
-            return exporter, check, parity, dataclasses.replace(tokenization, input_names=inputs)
-        failure = f"the vectors differ from PyTorch's: {parity}"
-    raise ExportFailed(f"The model cannot be exported to ONNX; {failure}.")

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from converters.engines import Graph
 from converters.errors import ArtifactNotAccessible, ExportFailed
+from converters.likeness import cosines
 from converters.tokenization import encode, open_tokenizer
 
 # Read once, when ONNX Runtime is imported: since 1.29 it reports to Microsoft and leaves a file in
@@ -19,7 +21,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -74,6 +76,10 @@ _ODD = (
 )
 _WORD_COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 80)
 _BATCH_SIZES = (1, 1, 2, 4, 8, 8, 8, 5)
+
+# Batch sizes that engines are measured with, and tokens of their texts: what most sentences have.
+_TIMED = (1, 8, 32)
+_TIMED_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,10 @@ class Check:
     ) -> None:
         limit = min(tokenization.max_seq_length, _LONGEST)
         tokenizer = open_tokenizer(tokenizer_file, replace(tokenization, max_seq_length=limit))
+        short = open_tokenizer(
+            tokenizer_file, replace(tokenization, max_seq_length=min(limit, _TIMED_TOKENS))
+        )
+        self._timed = {size: encode(short, _timed_texts(size), tokenization) for size in _TIMED}
         batches = verification_batches(limit)
         self._batches = [encode(tokenizer, batch, tokenization) for batch in batches]
         _require_known_tokens(encoder, self._batches)
@@ -153,11 +163,54 @@ class Check:
         """
         session = _session(model_file, threads)
         names = [value.name for value in session.get_inputs()]
+        return self._compare(
+            lambda batch: session.run(None, {name: batch[name] for name in names})[0], progress
+        )
+
+    def compare_module(
+        self, module: torch.nn.Module, *, progress: Callable[[float], None]
+    ) -> Parity:
+        """As `compare`, for a module that takes all inputs in the order of the tokenization.
+
+        Raises:
+            Exception: whatever torch raises for a module that it cannot run.
+        """
+        return self._compare(lambda batch: _run_torch(module, batch), progress)
+
+    def _compare(
+        self, run: Callable[[Inputs], Vectors], progress: Callable[[float], None]
+    ) -> Parity:
         found = []
         for number, batch in enumerate(self._batches, start=1):
-            found.append(session.run(None, {name: batch[name] for name in names})[0])
+            found.append(run(batch))
             progress(number / len(self._batches))
         return measure(np.concatenate(self._expected), np.concatenate(found))
+
+    def graph(
+        self, files: Mapping[str, Path], input_names: Sequence[str], output_name: str
+    ) -> Graph:
+        """What engines are measured with, see `engines.choose`: these files, the batches of this
+        comparison, and batches of 1, 8 and 32 texts of 32 tokens."""
+
+        def named(batch: Inputs) -> Inputs:
+            return {name: batch[name] for name in input_names}
+
+        return Graph(
+            files=files,
+            input_names=input_names,
+            output_names=[output_name],
+            timed={size: named(batch) for size, batch in self._timed.items()},
+            checked=[
+                (named(batch), {output_name: expected})
+                for batch, expected in zip(self._batches, self._expected, strict=True)
+            ],
+        )
+
+
+def _timed_texts(count: int) -> list[str]:
+    """Sentences of more tokens than are timed, so that all are cut to one length."""
+    words = _SENTENCE.split() * 3
+    return [" ".join(words[i : i + 2 * _TIMED_TOKENS]) for i in range(count)]
 
 
 def measure(expected: Vectors, found: Vectors) -> Parity:
@@ -165,13 +218,9 @@ def measure(expected: Vectors, found: Vectors) -> Parity:
     if expected.shape != found.shape or not (_finite(expected) and _finite(found)):
         return Parity(len(expected), float("nan"), float("nan"))
     a, b = expected.astype(np.float64), found.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    # Texts without tokens give zero vectors, which have no direction: equal when both are zero.
-    both_zero = ~a.any(axis=1) & ~b.any(axis=1)
-    cosines = np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30))
     return Parity(
         texts=len(a),
-        min_cosine=float(cosines.min()),
+        min_cosine=float(cosines(a, b).min()),
         max_abs_diff=float(np.abs(a - b).max()),
         scale=max(1.0, float(np.abs(a).max())),
     )
@@ -190,7 +239,7 @@ def _finite(vectors: Vectors) -> bool:
     return bool(np.isfinite(vectors).all())
 
 
-def _run_torch(encoder: SentenceEncoder, batch: Inputs) -> Vectors:
+def _run_torch(encoder: torch.nn.Module, batch: Inputs) -> Vectors:
     with torch.no_grad():
         vectors: Vectors = encoder(*(torch.from_numpy(batch[name]) for name in batch)).numpy()
     return vectors

@@ -4,19 +4,53 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
+from tests import measuring, prepared
 from tests.triton_models import TritonModels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
-    from pathlib import Path
 
     from controlplane.triton.server import Endpoints
+
+# Tests of these come first, the longest of all first, and those of the folders in this order: what
+# takes long must not be what one worker is left with while the others have nothing to do.
+LONG = (
+    *("e2e/test_chaos.py", "e2e/test_kill_9.py", "e2e/test_supervision.py"),
+    *("e2e/test_faults.py", "e2e/test_ready_models.py", "integration/test_converter_process.py"),
+    *("integration/test_backend_text_embedding.py", "integration/test_install.py"),
+)
+FOLDERS = ("e2e", "integration", "contract", "unit")
+TESTS = Path(__file__).parent
+
+# Hypothesis tries the same examples every time: what a change breaks is found by its own run, not
+# by a later one's. `pytest --hypothesis-profile=search` looks for others. Machines differ too much
+# for deadlines of single examples.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)  # stable: within a file nothing changes
+
+
+def _turn(item: pytest.Item) -> tuple[int, int]:
+    name = item.path.relative_to(TESTS).as_posix()
+    return LONG.index(name) if name in LONG else len(LONG), FOLDERS.index(name.split("/")[0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spared_children() -> None:
+    measuring.spare_children()
 
 
 class BackgroundTriton:
@@ -75,3 +109,17 @@ async def triton_client(triton: BackgroundTriton) -> AsyncIterator[TritonClient]
     for name in {entry.name for entry in await client.index() if entry.state == "READY"}:
         await client.unload(name, timeout=30)
     await client.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT, for whoever only needs some model; do not write to it."""
+    return prepared.once(tmp_path_factory, "tiny-bert", prepared.make_tiny)
+
+
+@pytest.fixture(scope="session")
+def installed_home(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """The home of a stopped server with `prepared.TINY` installed; work on a copy of it."""
+    return prepared.once(
+        tmp_path_factory, "home", lambda home: prepared.make_home(home, prepared.TINY, tiny)
+    )

@@ -357,7 +357,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def wait_until(condition: Any, *, seconds: float = 20.0) -> None:
+def wait_until(condition: Any, *, seconds: float = 60.0) -> None:
     """Poll a condition until it holds; AssertionError after so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -344,6 +344,23 @@ CACHE = {
     "partials": 1,
     "partial_bytes": 1024,
 }
+PLUGINS = {
+    "data": [
+        {
+            "kind": "converter",
+            "name": name,
+            "target": "smell.work:convert",
+            "distribution": "smell",
+            "version": "2.1",
+            **state,
+        }
+        for name, state in {
+            "smell": {"ok": True},
+            "taste": {"ok": False, "reason": "smell 2.1 has no module smell.work"},
+        }.items()
+    ],
+    "tasks": ["txt2embed"],
+}
 PRUNED = {"dry_run": False, "blobs": 1, "partials": 1, "freed_bytes": 1648}
 RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", "/api/v1/models"): (200, page(model())),
@@ -384,6 +401,7 @@ RECORDED: dict[tuple[str, str], tuple[int, Any]] = {
     ("GET", f"{MODEL_PATH}/status"): (200, LOADED),
     ("GET", "/metrics"): (200, METRICS),
     ("GET", "/api/v1/settings"): (200, {"port": 8000, "preload": []}),
+    ("GET", "/api/v1/plugins"): (200, PLUGINS),
     ("GET", "/api/v1/cache"): (200, CACHE),
     ("POST", "/api/v1/cache/prune"): (200, PRUNED),
     ("POST", "/api/v1/cache/verify"): (200, {"blobs": 2, "bytes": 1200, "damaged": []}),

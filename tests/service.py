@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from controlplane.client import ModelMoraClient
+from tests import measuring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +25,14 @@ STOP_TIMEOUT = 60.0
 class Service:
     """One server on the data below `home`; may be started again after it was stopped or killed."""
 
-    def __init__(self, home: Path, **settings: str) -> None:
+    def __init__(self, home: Path, *, measured: bool = False, **settings: str) -> None:
+        """`measured`: coverage counts its lines."""
         self.home = home
+        self.measured = measured
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.url = self.grpc_url = ""
+        self.python = sys.executable
         self.program: tuple[str, ...] = ("-m", "controlplane")
 
     @property
@@ -54,7 +58,7 @@ class Service:
             **self.settings,
         }
         ours = {f"MODELMORA_{name}": value for name, value in values.items()}
-        return {**os.environ, **ours}
+        return {**os.environ, **ours, **(measuring.ENVIRONMENT if self.measured else {})}
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for anything."""
@@ -62,7 +66,7 @@ class Service:
         (self.data_dir / "server.json").unlink(missing_ok=True)
         with (self.home / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, "serve"],
+                [self.python, *self.program, "serve"],
                 cwd=self.home,
                 env=self.environment(),
                 stdout=log,

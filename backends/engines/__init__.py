@@ -7,9 +7,9 @@ function with the signature of `OpenGraph` (docs/extending.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from backends import plugins
 from backends.errors import EngineError
 
 if TYPE_CHECKING:
@@ -30,10 +30,17 @@ class BatchCost:
     Attributes:
         max_tokens: padded tokens (rows x length) beyond which a batch gains nothing.
         call_tokens: fixed cost of one run.
+        round_length: lengths are padded up to a multiple of it, by engines to which every new
+            shape is a cost of its own.
     """
 
     max_tokens: int
     call_tokens: int
+    round_length: int = 1
+
+    def padded(self, length: int) -> int:
+        """Tokens that a text of `length` tokens takes; an empty one takes one at least."""
+        return -(-max(1, length) // self.round_length) * self.round_length
 
 
 class Engine(Protocol):
@@ -90,12 +97,12 @@ def open_engine(
     Raises:
         EngineError: unknown engine, or the graph cannot be opened or is not as described.
     """
-    found = metadata.entry_points(group=GROUP)
-    if name not in found.names:
-        known = ", ".join(sorted(found.names))
-        raise EngineError(f"Unknown engine {name!r}; installed are {known}.")
     try:
-        open_graph = cast("OpenGraph", found[name].load())
+        entry = plugins.find(GROUP, name)
+    except LookupError as error:
+        raise EngineError(f"Unknown engine {name!r}: {error}.") from error
+    try:
+        open_graph = cast("OpenGraph", entry.load())
     except ImportError as error:
         raise EngineError(f"The engine {name} cannot be imported: {error}.") from error
     return open_graph(

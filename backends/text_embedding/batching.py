@@ -14,7 +14,8 @@ def sub_batches(lengths: Sequence[int], cost: BatchCost) -> list[list[int]]:
     """Partition the indices of `lengths` into the cheapest sub-batches, longest texts first.
 
     A sub-batch of `n` texts padded to `L` tokens costs `cost.call_tokens + n x L`, and may hold
-    `cost.max_tokens` padded tokens; only a single longer text may exceed that. Sorting makes
+    `cost.max_tokens` padded tokens; only a single longer text may exceed that. `L` is the longest
+    text's length as `cost.padded` rounds it. Sorting makes
     neighbours alike; dynamic programming over the sorted lengths then finds the cuts of least
     total cost: few calls for texts of one length, little padding for mixed ones. Longest first,
     because the engine's memory arena then grows once.
@@ -27,7 +28,7 @@ def sub_batches(lengths: Sequence[int], cost: BatchCost) -> list[list[int]]:
         Lists of indices; every index once.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    ordered = [max(1, lengths[index]) for index in order]
+    ordered = [cost.padded(lengths[index]) for index in order]
     starts = _cheapest_starts(ordered, cost)
     batches = []
     end = len(order)

@@ -96,7 +96,8 @@ class Embedder:
         return vectors, dict.fromkeys(endless, error)
 
     def _vectors(self, encodings: Sequence[object]) -> Embeddings:
-        output = self.engine.run(self._tokenizer.arrays(encodings))[self.artefact.output_name]
+        arrays = self._tokenizer.arrays(encodings, self.engine.cost.padded)
+        output = self.engine.run(arrays)[self.artefact.output_name]
         shape = (len(encodings), self.artefact.dimension)
         if output.shape != shape:
             raise EngineError(f"The graph returned the shape {output.shape} instead of {shape}.")

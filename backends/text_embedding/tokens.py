@@ -14,7 +14,7 @@ from backends.errors import ArtefactError
 from backends.machine import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -54,14 +54,22 @@ class TextTokenizer:
         encodings: list[Any] = self._tokenizer.encode_batch_fast(list(texts))
         return encodings
 
-    def arrays(self, encodings: Sequence[Any]) -> dict[str, NDArray[np.int64]]:
+    def arrays(
+        self, encodings: Sequence[Any], padded: Callable[[int], int] = lambda length: length
+    ) -> dict[str, NDArray[np.int64]]:
         """The graph's inputs for some encodings, each `[batch, longest]`, padded.
+
+        Args:
+            padded: what the engine wants the longest length rounded up to (`BatchCost.padded`);
+                never beyond the model's own limit.
 
         A text without any token gets one padding token that is masked out, since a graph
         cannot run on a sequence of no length.
         """
         artefact = self._artefact
-        shape = (len(encodings), max(1, *(len(item) for item in encodings)))
+        longest = max(1, *(len(item) for item in encodings))
+        # At the limit there is no position left to pad with.
+        shape = (len(encodings), max(longest, min(padded(longest), artefact.max_seq_length)))
         ids = np.full(shape, artefact.pad_token_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         types = np.full(shape, artefact.pad_token_type_id, dtype=np.int64)

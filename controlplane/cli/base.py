@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from controlplane.cli.interrupts import remembered
 from controlplane.cli.output import Output
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ def client_command(
     @debug_option
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:
-        from controlplane.client import ModelMoraClient
+        from controlplane.cli.client import InterruptibleClient
 
         url, out = kwargs.pop("url"), Output(as_json=kwargs.pop("as_json"))
         try:
-            client = ModelMoraClient(url)
+            client = InterruptibleClient(url)
         except ValueError as error:
             raise click.UsageError(f"{error}.") from error
-        with client:
+        with remembered(), client:
             function(client, out, *args, **kwargs)
 
     return command

@@ -42,12 +42,14 @@ def _entries(path: str | None) -> tuple[Path, tuple[CatalogEntry, ...]]:
         SettingsError: the file is wrong, naming the place.
         click.UsageError: there is no file, or it lists nothing.
     """
+    from controlplane.registry import plugins
     from controlplane.registry.catalog_file import read_catalog
     from controlplane.settings import find_config_file
 
     file = find_config_file(Path(path) if path else None, os.environ)
     if file is None:
         raise click.UsageError("There is no modelmora.yaml here; write one with: modelmora init")
+    plugins.learn()
     entries = read_catalog(file, os.environ)
     if not entries:
         raise click.UsageError(f"{file} lists no models: it has no `models:`.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from controlplane.cli.interrupts import taken
 from controlplane.client_types import ModelMoraClientError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _left(
     try:
         yield
     except KeyboardInterrupt:
+        taken()
         _leave(client, out, running)
         raise
 

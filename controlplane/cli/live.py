@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 import click
 
 from controlplane.cli.exits import one_line
+from controlplane.cli.interrupts import pressed
 from controlplane.cli.output import Table, plain_table, rich_table
 from controlplane.client_types import ModelMoraApiError, ServerUnreachable
 
@@ -182,7 +183,7 @@ def _console() -> Console:
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """`kill` as Ctrl-C: the terminal gets its own screen back."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, pressed)
     try:
         yield
     finally:

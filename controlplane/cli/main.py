@@ -20,10 +20,12 @@ from controlplane.cli import (
     locks,
     models,
     operations,
+    plugins,
     runtime,
     serve,
     sync,
     top,
+    tuning,
     versions,
 )
 
@@ -56,6 +58,7 @@ for _command in (
     models.install,
     models.list_models,
     models.info,
+    tuning.tune,
     versions.versions,
     versions.use,
     versions.upgrade,
@@ -81,6 +84,7 @@ for _command in (
     sync.verify,
     operations.operations,
     catalog.catalog,
+    plugins.plugins,
     cache.cache,
     config.config,
 ):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from controlplane.cli.base import client_command, split_version
+from controlplane.cli.engines import candidate_lines, engine_options
 from controlplane.cli.following import shown_installation
 from controlplane.cli.output import Block, Output, Table, age, facts, megabytes, moment
 from controlplane.cli.ready_models import described, summary
@@ -41,6 +42,7 @@ _MB = 1024 * 1024
     help="Let the converter run the repository's own code; the server must allow it.",
 )
 @click.option("--use", is_flag=True, help="Make the version current when it is ready.")
+@engine_options
 @client_command
 def install(
     client: ModelMoraClient,
@@ -51,11 +53,14 @@ def install(
     timeout: float | None,
     trust_remote_code: bool,
     use: bool,
+    engine: str | None,
+    precision: str | None,
 ) -> None:
     """Download a model, convert it and wait until it can be served.
 
     VERSION is a branch, tag or commit of its repository (default: main). A further version is
-    installed beside the others. Installing what is installed changes nothing.
+    installed beside the others. Installing what is installed changes nothing. The fastest engine
+    that computes the same is chosen by measurement, unless you name one.
 
     \b
     Example:
@@ -69,6 +74,8 @@ def install(
         installed = client.install(
             *(model_id, version, task, source_url, on_progress, timeout),
             trust_remote_code=trust_remote_code,
+            engine=engine,
+            precision=precision,
         )
     if use and version is not None:
         client.use(model_id, version)
@@ -214,6 +221,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             ("name", model.display_name),
             ("description", model.description),
             ("task", model.task_type),
+            ("unavailable", model.unavailable),
             ("version", model.version),
             ("versions", ", ".join(model.versions)),
             ("pinned", "upgrades are refused" if model.pinned else ""),
@@ -229,6 +237,7 @@ def _description(model: ModelInfo) -> Iterable[Block]:
             *described(artefact.get("ready_made")),
             ("dimension", artefact.get("dimension")),
             ("max tokens", artefact.get("max_seq_length")),
+            *candidate_lines(artefact.get("candidates")),
             ("parity", parity and ", ".join(f"{key} {value}" for key, value in parity.items())),
             ("artefact", model.artefact_bytes and megabytes(model.artefact_bytes / _MB)),
             ("memory", model.measured_memory_mb and megabytes(model.measured_memory_mb)),
@@ -251,7 +260,8 @@ def _idle(seconds: float | None) -> str:
 def _engine(model: ModelInfo) -> str | None:
     if model.engine is None or model.engine == model.backend:
         return model.engine
-    return f"{model.backend} on {model.engine}"
+    precision = (model.artefact or {}).get("precision")
+    return f"{model.backend} on {model.engine}" + (f", {precision}" if precision else "")
 
 
 def _facts(model: ModelInfo) -> Iterable[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from controlplane.lifecycle import health, memory, ready_probe
 from controlplane.lifecycle.elsewhere import Probes
 from controlplane.lifecycle.growth import ServerGrowth
 from controlplane.lifecycle.unloading import Key, Unloading
+from controlplane.registry import plugins
 from controlplane.triton.failures import (
     StubUnhealthy,
     TritonError,
@@ -149,7 +151,8 @@ class TritonEffects:
             raise LoadInterrupted(servable.model_id, str(error)) from error
         except (TritonError, OSError, ModelMoraError) as error:
             await self._clean_up(servable)
-            raise LoadFailed(servable.model_id, _reason(error)) from error
+            reason = await self._missing(servable) or _reason(error)
+            raise LoadFailed(servable.model_id, reason) from error
         finally:
             self._growth.end()
         usage = await self.measure(servable) or await self._growth.since(before)
@@ -162,6 +165,15 @@ class TritonEffects:
             seconds=time.monotonic() - started,
             response_time_ms=response_time_ms,
         )
+
+    async def _missing(self, servable: Servable) -> str | None:
+        """A backend that is not installed here any more, which explains why a load failed."""
+        if self._server.pid is None:  # another machine's environment
+            return None
+        with contextlib.suppress(OSError, ValueError):
+            manifest = self._repository.manifest(*servable.key)
+            return await asyncio.to_thread(plugins.missing_backend, manifest)
+        return None
 
     async def _call_load(self, servable: Servable, config: str, timeout: float) -> None:
         """Have Triton load it, but do not wait for what will never come.

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from controlplane.errors import CurrentVersionProtected, ModelNotLoaded, VersionNotFound
+from controlplane.errors import (
+    CurrentVersionProtected,
+    InvalidStateTransition,
+    ModelAlreadyLoaded,
+    ModelNotLoaded,
+    VersionNotFound,
+)
 from controlplane.lifecycle.removal import leave_memory
 from controlplane.lifecycle.switch import SwitchMode
 from controlplane.registry.catalog import pick
@@ -17,6 +23,7 @@ from controlplane.registry.model import LATEST, VersionStatus
 if TYPE_CHECKING:
     from controlplane.lifecycle.scheduler import Scheduler
     from controlplane.registry.install import Installer
+    from controlplane.registry.model import ModelVersion
     from controlplane.registry.store import ModelStore
 
 
@@ -62,6 +69,34 @@ async def use_version(
         previous_version=previous.version,
         mode=mode,
     )
+
+
+async def reload_version(
+    store: ModelStore, scheduler: Scheduler, version: ModelVersion, *, load_timeout: float
+) -> None:
+    """Have a version whose files changed served from the new ones; nothing if it is not in memory.
+
+    Running requests end on the old ones, new requests wait for the load.
+
+    Raises:
+        InsufficientMemory, LoadFailed, LoadTimeout, ServiceUnavailable: it could not be loaded;
+            the next request tries again.
+    """
+    servable = store.servable(version.model_id, version.version)
+    deadline = asyncio.get_running_loop().time() + load_timeout
+    try:
+        await scheduler.unload(
+            version.model_id, triton_version=version.triton_version, reason="tuned"
+        )
+    except ModelNotLoaded:
+        return
+    except InvalidStateTransition:  # which files it reads just now, nobody knows
+        async with scheduler.lease(servable, deadline=deadline):
+            pass
+        await reload_version(store, scheduler, version, load_timeout=load_timeout)
+        return
+    with contextlib.suppress(ModelAlreadyLoaded):  # a request was faster
+        await scheduler.load(servable, deadline=deadline)
 
 
 async def remove_version(

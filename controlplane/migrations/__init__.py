@@ -19,6 +19,8 @@ from controlplane.migrations import (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0013_engine_choice,
+    m0014_plugin_tasks,
 )
 
 if TYPE_CHECKING:
@@ -37,4 +39,6 @@ STEPS: tuple[ModuleType, ...] = (
     m0010_custom_task,
     m0011_remote_code,
     m0012_lock_operations,
+    m0013_engine_choice,
+    m0014_plugin_tasks,
 )

@@ -84,7 +84,7 @@ def search(
         InvalidTaskType: for `task_type`.
     """
     _check_page(status, page, page_size)
-    where, params = _filters(task_type, status)
+    where, params = _filters(db, task_type, status)
     offset = (page - 1) * page_size
     rows: list[Row]
     if search_text and (len(search_text) > SHORT or "\0" in search_text):
@@ -144,15 +144,21 @@ def _check_page(status: str | None, page: int, page_size: int) -> None:
         raise ValidationFailed(errors)
 
 
-def _filters(task_type: str | None, status: str | None) -> tuple[str, list[Any]]:
+def _filters(db: Database, task_type: str | None, status: str | None) -> tuple[str, list[Any]]:
     clauses, params = ["1"], []
     if task_type is not None:
         clauses.append("task_type = ?")
-        params.append(TaskType.parse(task_type).value)
+        params.append(_task(db, task_type))
     if status is not None:
         clauses.append("current_status = ?")
         params.append(VersionStatus(status).value)
     return " AND ".join(clauses), params
+
+
+def _task(db: Database, text: str) -> str:
+    """A task that is served, or that models are left of whose plugin is gone."""
+    left = query(db, "SELECT 1 FROM model WHERE task_type = ? LIMIT 1", [text])
+    return text if left else TaskType.parse(text).value
 
 
 def pick(model: Model, version: str | None) -> ModelVersion:

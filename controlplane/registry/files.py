@@ -54,6 +54,7 @@ class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
         ready_dirs: folders whose ready-made Triton models are trusted, whoever owns them.
         allow_remote_ready: ready-made Triton models from archives and S3.
         trust_code: Python files beside the configuration, for a version that may run them.
+        any_layout: the files of a plugin's task, which need not be a transformers model's.
     """
 
     allow_pickle: bool = False
@@ -63,6 +64,7 @@ class SourceRules(msgspec.Struct, frozen=True, kw_only=True):
     ready_dirs: tuple[str, ...] = ()
     allow_remote_ready: bool = False
     trust_code: bool = False
+    any_layout: bool = False
 
 
 class SourceFile(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from controlplane.errors import (
     CurrentVersionProtected,
     ModelMoraError,
     ModelNotFound,
+    ValidationFailed,
     VersionNotFound,
 )
 from controlplane.registry import recovery
@@ -34,6 +35,7 @@ from controlplane.registry.model import INSTALLING, Model, ModelId, ModelVersion
 from controlplane.registry.operation import (
     CANCELLED,
     INSTALL,
+    TUNE,
     Operation,
     OperationError,
     OperationStatus,
@@ -41,11 +43,13 @@ from controlplane.registry.operation import (
 from controlplane.registry.operation_store import OperationStore
 from controlplane.registry.operations import Operations
 from controlplane.registry.remote_code import check_permitted
+from controlplane.registry.retuning import Retuning, check_tunable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from controlplane.registry.blobs import BlobCache
+    from controlplane.registry.engine_choice import EngineChoice
     from controlplane.registry.files import Progress
     from controlplane.registry.patience import HubLimits
     from controlplane.registry.repository import ModelRepository
@@ -65,6 +69,10 @@ class _Reason(Enum):
     STOPPED = STOPPED
 
 
+async def _nothing_loaded(_version: ModelVersion) -> None:
+    """Without a scheduler nothing is in memory."""
+
+
 @dataclass(eq=False)
 class _Job:
     """An installation, its operation and the task that does it."""
@@ -80,6 +88,7 @@ class Installer:
 
     Attributes:
         operations: the record of all operations, and those under way.
+        reload: has a version that is in memory served from its new files, after a tuning.
 
     Args:
         converter: command line of the converter, up to its options.
@@ -99,6 +108,8 @@ class Installer:
         self._shop = Workshop(store, repository, settings, converter=converter, limits=limits)
         self.operations = Operations(OperationStore(store.db))
         self.operations.cancellers[INSTALL] = self._cancel_operation
+        self.operations.cancellers[TUNE] = self._cancel_operation
+        self.reload: Callable[[ModelVersion], Awaitable[None]] = _nothing_loaded
         self._jobs: dict[str, _Job] = {}  # by id of the version
         self._removals: dict[str, asyncio.Task[None]] = {}  # by model id
 
@@ -134,10 +145,75 @@ class Installer:
         self._store.set_status(model.model_id, chosen.version, VersionStatus.DOWNLOADING)
         operation = self.operations.begin(chosen)
         report = self.operations.reporter(operation.id)
-        installation = Installation(self._shop, model, chosen, report)
-        task = asyncio.get_running_loop().create_task(self._run(installation))
-        self._jobs[chosen.id] = _Job(installation, operation.id, task)
+        self._start(Installation(self._shop, model, chosen, report), operation)
         return self._store.get(model.model_id)
+
+    def _start(self, installation: Installation, operation: Operation) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(installation))
+        self._jobs[installation.version.id] = _Job(installation, operation.id, task)
+
+    def tune(
+        self, model_id: str, version: str | None = None, choice: EngineChoice | None = None
+    ) -> Operation:
+        """Start measuring a ready version's engines again, or join what is under way for it.
+
+        Args:
+            version: None is the current one.
+            choice: what is to serve it; None leaves it to measurement. It is kept.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            ValidationFailed: it is not ready, or not exported.
+            RemoteCodeRefused: the version trusts code, and the server does not (any more).
+        """
+        chosen = pick(self._store.get(model_id), version)
+        if (job := self._jobs.get(chosen.id)) is not None:
+            return self.operations.get(job.operation_id)
+        check_tunable(chosen)
+        self.check_code(f"{chosen.model_id} version {chosen.version}", chosen.trust_remote_code)
+        self._store.choose_engine(chosen.model_id, chosen.version, choice)
+        return self._tune(chosen.model_id, chosen.version, chosen.engine_choice)
+
+    def _tune(self, model_id: str, version: str, previous: EngineChoice | None = None) -> Operation:
+        model = self._store.get(model_id)
+        chosen = pick(model, version)
+        operation = self.operations.begin(chosen, TUNE)
+        report = self.operations.reporter(operation.id)
+        tuning = Retuning(self._shop, model, chosen, report, self.reload, previous)
+        self._start(tuning, operation)
+        return operation
+
+    def _take_back(self, tuning: Retuning) -> None:
+        """A tuning failed: the next conversion is to be asked for what serves."""
+        name, version = str(tuning.model_id), tuning.version.version
+        try:
+            self._store.choose_engine(name, version, tuning.previous)
+        except ModelMoraError as error:  # removed meanwhile; or a full disk, for one
+            log.warning("engine choice not taken back", model_id=name, error=error.message)
+
+    def choose_engine(self, model_id: str, version: str, choice: EngineChoice | None) -> None:
+        """What serves a version that is to be installed; None leaves it to measurement.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+            ValidationFailed: it is installed with another one, or just being installed.
+        """
+        chosen = pick(self._store.get(model_id), version)
+        what = f"{chosen.model_id}@{chosen.version}"
+        if chosen.status is VersionStatus.READY:
+            if choice is None or choice.made(chosen.artefact or {}):
+                return
+            made = chosen.artefact or {}
+            raise ValidationFailed.field(
+                "engine",
+                f"of {what} is {made.get('engine')} {made.get('precision')} already; to change "
+                f"that: modelmora tune {what}",
+            )
+        if chosen.id in self._jobs and choice != chosen.engine_choice:
+            raise ValidationFailed.field(
+                "engine", f"cannot be chosen any more: {what} is being installed; cancel that first"
+            )
+        self._store.choose_engine(chosen.model_id, chosen.version, choice)
 
     def check_code(self, what: str, trusted: bool) -> None:
         """Find out whether a version that trusts its repository's code may be installed here.
@@ -161,9 +237,11 @@ class Installer:
 
     def resume(self) -> None:
         """At start, after `recover`: go on with the operations that the last server left."""
-        for operation in self.operations.waiting(INSTALL):
+        for operation in self.operations.waiting(INSTALL, TUNE):
             version = self._version_of(operation)
-            if version is None or version.status is VersionStatus.READY:
+            if version is None or (
+                version.status is VersionStatus.READY and operation.kind != TUNE
+            ):
                 self._conclude(operation, version)
             elif not self.operations.give_up(operation):
                 self._resume(operation, version)
@@ -171,7 +249,10 @@ class Installer:
     def _resume(self, operation: Operation, version: ModelVersion) -> None:
         log.info("resuming installation", model_id=version.model_id, version=version.version)
         try:
-            self.request(version.model_id, version.version)
+            if version.status is VersionStatus.READY:  # else its files were being replaced
+                self._tune(version.model_id, version.version)
+            else:
+                self.request(version.model_id, version.version)
         except ModelMoraError as error:  # a full disk, for one: it must not keep us from serving
             log.warning("not resumed", model_id=version.model_id, error=error.message)
             message = f"It was interrupted and could not be resumed: {error.message}"
@@ -284,11 +365,14 @@ class Installer:
     def _end(self, installation: Installation, code: str = "", message: str = "") -> None:
         """The task is over: row, operation and list of jobs say so. No `code` means well."""
         job = self._jobs.pop(installation.version.id)
-        if code and self._fail(installation, message):
+        tuning = installation if isinstance(installation, Retuning) else None
+        if code and tuning is None and self._fail(installation, message):
             # It was ready before it could be cancelled: done is done.
             code = ""
         if job.cancelling is _Reason.STOPPED and code:
             return
+        if code and tuning is not None and not tuning.replaced:
+            self._take_back(tuning)
         status = OperationStatus.SUCCEEDED
         if code:
             cancelled = code == CANCELLED

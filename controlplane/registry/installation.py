@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import structlog
 
 from controlplane.errors import DownloadFailed, ExportFailed, ValidationFailed
+from controlplane.registry import plugins
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
@@ -36,14 +38,17 @@ from controlplane.registry.waiting import to_its_end
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from controlplane.registry.engine_choice import EngineChoice
     from controlplane.registry.repository import ModelRepository
     from controlplane.registry.store import ModelStore
     from controlplane.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 _DOWNLOADS_AT_ONCE = 4
 
 
-class _Artefact(msgspec.Struct):
+class Artefact(msgspec.Struct):
     """What the registry itself needs of a converter's manifest."""
 
     backend: str
@@ -120,6 +125,9 @@ class Installation:
             ModelMoraError: why it failed; the row's status is left to the caller.
         """
         store, name = self._shop.store, self._model.model_id
+        if self._model.task_type.of_plugin:  # before gigabytes come that nobody can convert
+            task = self._model.task_type.value
+            await asyncio.to_thread(plugins.require, plugins.CONVERTER, task)
         async with self._shop.downloading:
             self._report(self.progress)
             source = await self._download()
@@ -172,7 +180,9 @@ class Installation:
         settings, trusted = self._shop.settings, self.version.trust_remote_code
         what = f"{self._model.model_id} version {self.version.version}"
         check_permitted(what, trusted=trusted, allowed=settings.allow_remote_code)
-        return msgspec.structs.replace(rules_of(settings), trust_code=trusted)
+        return msgspec.structs.replace(
+            rules_of(settings), trust_code=trusted, any_layout=self._model.task_type.of_plugin
+        )
 
     async def _describe(self) -> None:
         """Keep what the downloaded files say about the model, and the curated list."""
@@ -205,7 +215,19 @@ class Installation:
                 timeout=self._shop.settings.install_timeout,
                 on_progress=self._report,
             )
+            self._tell_engine(manifest)
             await self._publish(source, manifest, output)
+
+    def _tell_engine(self, manifest: dict[str, Any]) -> None:
+        """Say it where the artefact is not served as its lock says."""
+        choice = self.version.engine_choice
+        if choice is not None and not choice.made(manifest):
+            log.warning(
+                "this machine serves the model with another engine than its lock says",
+                model_id=self._model.model_id,
+                wanted=str(choice),
+                chosen=f"{manifest.get('engine')} {manifest.get('precision')}",
+            )
 
     async def _take_as_it_is(self, source: FetchedSource) -> None:
         """A ready-made Triton model: checked and copied, nothing is converted."""
@@ -263,14 +285,11 @@ class Installation:
             command.append("--allow-pickle")
         if check_conversion(self.version, allowed=settings.allow_remote_code):
             command.append("--trust-remote-code")
-        return command
+        return command + _engine_options(self.version.engine_choice)
 
     async def _publish(self, source: FetchedSource, manifest: dict[str, Any], output: Path) -> None:
         """Pin, move the artefact into place, and only then call the version ready."""
-        try:
-            artefact = msgspec.convert(manifest, _Artefact)
-        except msgspec.ValidationError as error:
-            raise ExportFailed(f"The converter's manifest cannot be read: {error}.") from error
+        artefact = read_artefact(manifest)
         name, version = self._model.model_id, self.version.version
         self._shop.store.pin(
             name,
@@ -294,6 +313,28 @@ class Installation:
         except BaseException:
             self._shop.repository.remove_version(self.model_id, number)
             raise
+
+
+def read_artefact(manifest: dict[str, Any]) -> Artefact:
+    """What the registry itself needs of a converter's manifest.
+
+    Raises:
+        ExportFailed: it is not there.
+    """
+    try:
+        return msgspec.convert(manifest, Artefact)
+    except msgspec.ValidationError as error:
+        raise ExportFailed(f"The converter's manifest cannot be read: {error}.") from error
+
+
+def _engine_options(choice: EngineChoice | None) -> list[str]:
+    """What the converter is asked for, where anybody said something."""
+    if choice is None:
+        return []
+    options = [] if choice.required else ["--or-best"]
+    for name, value in (("--engine", choice.engine), ("--precision", choice.precision)):
+        options += [name, value] if value is not None else []
+    return options
 
 
 def _has_gpu() -> bool:

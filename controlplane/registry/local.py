@@ -54,7 +54,8 @@ def copy_directory(folder: Path, intake: Intake, rules: SourceRules) -> FetchedS
         if ready_source.is_ready_folder(root):
             return ready_source.copy_ready_folder(root, intake, rules)
         folders = module_folders(_modules(root, where), where)
-        names = choose(_names(root, folders), folders, where=where, rules=rules)
+        there = ready_source.files_below(root) if rules.any_layout else _names(root, folders)
+        names = choose(there, folders, where=where, rules=rules)
         sizes = {name: _size(root, name, where) for name in names}
         intake.check_size(sum(sizes.values()))
         intake.expect(sum(sizes.values()))

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from controlplane.errors import InvalidTaskType, ValidationFailed
+from controlplane.errors import ValidationFailed
+from controlplane.registry.engine_choice import EngineChoice
 from controlplane.registry.model_form import ModelForm
 from controlplane.registry.names import (
     LATEST,
     MEDIUM,
-    SERVABLE_TASKS,
     SHORT,
     TEXT,
     ModelId,
@@ -34,10 +34,10 @@ __all__ = [
     "INSTALLING",
     "LATEST",
     "MEDIUM",
-    "SERVABLE_TASKS",
     "SHORT",
     "STATUS_MOVES",
     "TEXT",
+    "EngineChoice",
     "Model",
     "ModelChange",
     "ModelId",
@@ -106,6 +106,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
         artefact: the converter's manifest, None until ready.
         trust_remote_code: code of the repository may run while it is converted, where the server's
             settings allow that.
+        engine_choice: what the converter was, or is to be, asked for; None measures.
         version_number: optimistic lock, from 1, +1 on every change.
     """
 
@@ -134,6 +135,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     created_by: str | None = None
     trust_remote_code: bool = False
+    engine_choice: EngineChoice | None = None
 
     @property
     def triton_name(self) -> str:
@@ -264,6 +266,7 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True):
     keep_loaded: bool = False
     idle_ttl: float | None = None
     trust_remote_code: bool = False
+    engine_choice: EngineChoice | None = None
 
 
 class ModelChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -288,8 +291,6 @@ def check_new_model(new: NewModel) -> tuple[ModelId, TaskType]:
     if new.task_type is None:
         raise ValidationFailed.field("task_type", "is required")
     task_type = TaskType.parse(new.task_type)
-    if task_type not in SERVABLE_TASKS:
-        raise InvalidTaskType(new.task_type, [task.value for task in SERVABLE_TASKS])
     if new.checksum is not None:
         check_checksum(new.checksum)
     errors: dict[str, list[str]] = {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import msgspec
 
 from controlplane.errors import InvalidChecksum, InvalidModelId, InvalidTaskType, ValidationFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The hub's rule for names, per part: no leading or trailing '-' or '.', no '--', no '..'. That is
 # what makes '{org}--{repo}' collision-free as a Triton model name.
@@ -23,6 +26,10 @@ MEDIUM = 1000
 TEXT = 100_000
 # One below SHORT: the Triton name is one longer, and a folder's name has at most 255 bytes.
 _ID_LENGTH = SHORT - 1
+# A plugin's task: an entry point's name, a database column, a label of metrics, part of a path.
+_TASK = re.compile(r"[a-z][a-z0-9_]{0,49}")
+# Words that stand for something else where tasks are written (protos/modelmora/v1/common.proto).
+_NO_PLUGIN_TASKS = {"plugin", "unspecified"}
 
 
 class ModelId(msgspec.Struct, frozen=True, order=True):
@@ -77,7 +84,12 @@ class ModelId(msgspec.Struct, frozen=True, order=True):
 
 
 class TaskType(str, Enum):
-    """What a model does (domain §2.7)."""
+    """What a model does: one of the domain's tasks (§2.7), `custom`, or the task of a plugin.
+
+    A plugin's task is a member too, made when its name is first read: the same object each time,
+    so `is` compares them all. It is one whether the plugin is installed or not (a model outlives
+    its plugin); `parse` and `refusal` say what can be served. Iterating gives the ones below.
+    """
 
     TXT2EMBED = "txt2embed"
     TXT2TXT = "txt2txt"
@@ -97,21 +109,87 @@ class TaskType(str, Enum):
         return self.value
 
     @classmethod
+    def _missing_(cls, value: object) -> TaskType | None:
+        if not isinstance(value, str) or not _TASK.fullmatch(value) or value in _NO_PLUGIN_TASKS:
+            return None
+        member = str.__new__(cls, value)
+        member._name_, member._value_ = value.upper(), value
+        found = cls._value2member_map_.setdefault(value, member)
+        assert isinstance(found, TaskType)
+        return found
+
+    @property
+    def of_plugin(self) -> bool:
+        """True for a task that is not built in."""
+        return self._name_ not in TaskType.__members__
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no model of this task can be installed; None when it can."""
+        if not self.of_plugin:
+            return None
+        missing = "no plugin that serves it is installed (modelmora plugins lists those that are)"
+        return _plugin_tasks.get(self.value, missing)
+
+    @classmethod
+    def named(cls, text: str) -> TaskType:
+        """A task of that name, which need not be one that can be served.
+
+        Raises:
+            InvalidTaskType: it cannot be a task's name.
+        """
+        try:
+            return cls(text)
+        except ValueError:
+            raise InvalidTaskType(text, servable_tasks()) from None
+
+    @classmethod
     def parse(cls, text: str) -> TaskType:
         """Read a task type; case does not matter and '-' reads as '_'.
 
         Raises:
-            InvalidTaskType: listing the supported values.
+            InvalidTaskType: listing the supported values; for a task whose plugin cannot be used,
+                saying why.
         """
-        try:
-            return cls(text.strip().lower().replace("-", "_"))
-        except ValueError:
-            raise InvalidTaskType(text, [task.value for task in SERVABLE_TASKS]) from None
+        name = text.strip().lower().replace("-", "_")
+        supported = servable_tasks()
+        if name not in supported:
+            raise InvalidTaskType(text, supported, _plugin_tasks.get(name))
+        return cls(name)
 
 
-# Tasks that have a converter and a backend, or need none; others are refused at registration
-# rather than at the first request (domain C-02).
-SERVABLE_TASKS = tuple(TaskType)
+# Each plugin's task and why it cannot be served, None for one that can.
+_plugin_tasks: dict[str, str | None] = {}
+
+
+def know_plugin_tasks(tasks: Mapping[str, str | None]) -> None:
+    """Tell which tasks the installed plugins serve; what was told before is forgotten.
+
+    They are facts of the Python environment, read when the service starts (`plugins.py`).
+
+    Args:
+        tasks: why each cannot be served after all, None for one that can.
+    """
+    _plugin_tasks.clear()
+    _plugin_tasks.update(tasks)
+
+
+def servable_tasks() -> list[str]:
+    """Tasks that have a converter and a backend, or need none; others are refused at registration
+    rather than at the first request (domain C-02)."""
+    plugins = sorted(name for name, refusal in _plugin_tasks.items() if refusal is None)
+    return [task.value for task in TaskType] + plugins
+
+
+def plugin_task_fault(name: str) -> str | None:
+    """What is wrong with a name for a plugin's task; None when nothing is."""
+    if not _TASK.fullmatch(name):
+        return "a task is 1 to 50 lower-case letters, digits and '_', beginning with a letter"
+    if name in _NO_PLUGIN_TASKS or name in TaskType.__members__.values():
+        return f"{name!r} is taken: it means something else where tasks are written"
+    return None
+
+
 # As a version's name it stands for the newest ready one.
 LATEST = "latest"
 

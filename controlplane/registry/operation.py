@@ -16,8 +16,8 @@ import msgspec
 from controlplane.registry.files import Progress
 from controlplane.registry.lock_work import LockWork
 
-INSTALL, SYNC, VERIFY = "install", "sync", "verify"
-KINDS = (INSTALL, SYNC, VERIFY)
+INSTALL, SYNC, VERIFY, TUNE = "install", "sync", "verify", "tune"
+KINDS = (INSTALL, SYNC, VERIFY, TUNE)
 # How often a server may end in the middle of the same operation before nobody tries again: one
 # that takes the server down with it must not do so for ever.
 MAX_ATTEMPTS = 3
@@ -49,7 +49,8 @@ class OperationError(msgspec.Struct, frozen=True):
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation as it stands: the installation of a version, or work on a lock.
+    """One operation as it stands: the installation or tuning of a version, or work on a
+    lock.
 
     Attributes:
         version_id: id of the version's row, which may be gone.

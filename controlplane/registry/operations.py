@@ -80,10 +80,11 @@ class Operations:
 
     # -- what those tell who do the work ---------------------------------------------------------
 
-    def begin(self, version: ModelVersion) -> Operation:
-        """A version's installation begins, or begins again where a restart interrupted it."""
+    def begin(self, version: ModelVersion, kind: str = INSTALL) -> Operation:
+        """A version's installation (or tuning: TUNE) begins, or begins again where a restart
+        interrupted it."""
         earlier = self._store.of_version(version.id, active=True)
-        return self._begin(_new(version)) if earlier is None else self.begin_again(earlier)
+        return self._begin(_new(version, kind)) if earlier is None else self.begin_again(earlier)
 
     def begin_work(self, kind: str, work: LockWork) -> Operation:
         """Work on a lock begins; `kind` is SYNC or VERIFY."""
@@ -295,11 +296,11 @@ class Operations:
             live.wake()
 
 
-def _new(version: ModelVersion) -> Operation:
+def _new(version: ModelVersion, kind: str = INSTALL) -> Operation:
     now = utc_now()
     return Operation(
         id=str(uuid.uuid4()),
-        kind=INSTALL,
+        kind=kind,
         model_id=version.model_id,
         version=version.version,
         version_id=version.id,

@@ -51,7 +51,7 @@ def examine(root: Path, version: str) -> Choice:
     """
     with (root / CONFIG).open("rb") as file:
         config = file.read(LARGEST_CONFIG + 1)
-    return choose(list(_names(root)), config, version, str(root))
+    return choose(list(files_below(root)), config, version, str(root))
 
 
 def copy_ready_folder(root: Path, intake: Intake, rules: SourceRules) -> FetchedSource:
@@ -111,7 +111,7 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     )
 
 
-def _names(root: Path) -> Iterator[str]:
+def files_below(root: Path) -> Iterator[str]:
     """Paths of all files, hidden ones apart; folders that are links are refused, not followed."""
     pending, count = [root], 0
     while pending:

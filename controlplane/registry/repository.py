@@ -21,7 +21,6 @@ import py_compile
 import re
 import shutil
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ import msgspec
 import structlog
 
 from controlplane.errors import ExportFailed, InsufficientDisk
-from controlplane.registry import root_files
+from controlplane.registry import artefact_rules, plugins, root_files
 from controlplane.triton import model_config
 from controlplane.triton.ready_config import READY_MADE
 
@@ -45,8 +44,6 @@ MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 _BACKEND = re.compile(r"[a-z][a-z0-9_]*")
 _OTHERS_BACKEND = re.compile(r"[A-Za-z0-9_.-]+")  # only ever a word of config.pbtxt
-BACKENDS = "modelmora.backends"  # the group of entry points, by the name that manifests use
-_ENTRY = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 _MODEL_PY = """\
 # Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
 from {module} import {name} as TritonPythonModel  # noqa: F401
@@ -78,6 +75,7 @@ class ModelRepository:
 
         Raises:
             ExportFailed: the manifest or a listed file is missing or not what it says.
+            PluginUnavailable: the backend that it names is not installed.
             TritonModelInvalid: its root files differ from those of another version.
             InsufficientDisk: no room.
             OSError: the repository cannot be written.
@@ -311,22 +309,17 @@ def _model_py(backend: str) -> str:
     """The file that Triton imports: it names the backend's class, nothing of it is imported here.
 
     Raises:
-        ExportFailed: no such backend is installed, or its entry point names no class.
+        PluginUnavailable: it is not installed, or cannot be used.
     """
-    found = metadata.entry_points(group=BACKENDS)
-    if backend not in found.names:
-        known = ", ".join(sorted(found.names))
-        raise ExportFailed(f"No backend {backend!r} is installed; there are: {known}.")
-    target = _ENTRY.fullmatch(found[backend].value)
-    if target is None:
-        raise ExportFailed(f"The backend {backend!r} names no class: {found[backend].value!r}.")
-    return _MODEL_PY.format(module=target[1], name=target[2])
+    module, name = plugins.target_of(plugins.require(plugins.BACKEND, backend))
+    return _MODEL_PY.format(module=module, name=name)
 
 
 def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: Path) -> Any:
     try:
         if READY_MADE in manifest:
             return model_config.read_pbtxt((artefact / CONFIG).read_text(encoding="utf-8"))
+        artefact_rules.check(manifest)
         return model_config.build_model_config(name, triton_version, manifest)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error

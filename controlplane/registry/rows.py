@@ -11,6 +11,7 @@ import msgspec
 from controlplane.errors import DatabaseUnusable
 from controlplane.moments import from_text, to_text
 from controlplane.registry.model import (
+    EngineChoice,
     Model,
     ModelVersion,
     ResourceRequirements,
@@ -98,7 +99,7 @@ def _model(row: Row, versions: Iterable[ModelVersion]) -> Model:
         id=row["id"],
         catalog_id=row["catalog_id"],
         model_id=row["model_id"],
-        task_type=_TASKS[row["task_type"]],
+        task_type=_TASKS.get(row["task_type"]) or TaskType(row["task_type"]),
         current_version=row["current_version"],
         versions=tuple(versions),
         created_at=from_text(row["created_at"]),
@@ -166,6 +167,8 @@ def _version(row: Row, model_id: str) -> ModelVersion:
         artefact=msgspec.json.decode(row["artefact"]) if row["artefact"] else None,
         metadata=msgspec.json.decode(row["metadata"]),
         trust_remote_code=bool(row["trust_remote_code"]),
+        engine_choice=row["engine_choice"]
+        and msgspec.json.decode(row["engine_choice"], type=EngineChoice),
     )
 
 

@@ -2,7 +2,7 @@
 
 Weights in safetensors are taken where there are any; pickles only where the operator allows them;
 code only where it is trusted (`remote_code.py`); weights for other frameworks, exports, pictures
-and training leftovers never.
+and training leftovers never. Files for a plugin's task: `selection_any.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ArtifactNotAccessible, UnsafeWeights
-from controlplane.registry import remote_code
+from controlplane.registry import remote_code, selection_any
 from controlplane.registry.files import CONFIG, MODULES, SAFE_INDEX, is_plain_path
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def choose(
         ArtifactNotAccessible: something that is needed is missing; the message names it.
         UnsafeWeights: there are only pickled weights and they are not allowed.
     """
+    if rules.any_layout:
+        return selection_any.choose(names, where=where, rules=rules)
     by_folder: dict[str, set[str]] = {folder: set() for folder in folders}
     for path in names:
         folder, _, name = path.rpartition("/")

@@ -121,6 +121,9 @@ class _Loader(yaml.SafeLoader):
 # -- protobuf ----------------------------------------------------------------------------------
 
 
+_PLUGIN = "TASK_TYPE_PLUGIN"  # its name is in the field `plugin_task`
+
+
 def to_protobuf(entity: Entity) -> bytes:
     """The entity as a serialized `modelmora.v1` message of its name.
 
@@ -167,14 +170,21 @@ def _fill(message: Any, document: Document, path: str) -> None:
         if field.message_type is not None:
             _fill_message(message, field, value, f"{path}{name}")
         elif field.enum_type is not None:
-            number = field.enum_type.values_by_name[_prefix(field.enum_type) + value.upper()].number
-            setattr(message, name, number)
+            _fill_enum(message, field, value)
         else:
             try:
                 setattr(message, name, value)
             except (ValueError, OverflowError):
                 where = f"{path}{name}"
                 raise ValidationFailed.field(where, f"{value} does not fit its field") from None
+
+
+def _fill_enum(message: Any, field: Any, word: str) -> None:
+    values = field.enum_type.values_by_name
+    known = values.get(_prefix(field.enum_type) + word.upper())
+    if known is None:  # no other enum is open
+        known, message.plugin_task = values[_PLUGIN], word
+    setattr(message, field.name, known.number)
 
 
 def _fill_message(message: Any, field: Any, value: Any, path: str) -> None:
@@ -196,6 +206,9 @@ def _fill_message(message: Any, field: Any, value: Any, path: str) -> None:
 def _read(message: Any) -> Document:
     fields = message.DESCRIPTOR.fields
     found = {field.name: _value(field, getattr(message, field.name), message) for field in fields}
+    plugin_task = found.pop("plugin_task", None)
+    if plugin_task is not None and found.get("task_type") == "plugin":
+        found["task_type"] = plugin_task
     return {name: value for name, value in found.items() if value is not None}
 
 

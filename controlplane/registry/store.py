@@ -32,6 +32,7 @@ from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog, keeping
 from controlplane.registry.catalog import Page, check_lock, pick
 from controlplane.registry.model import (
+    EngineChoice,
     Model,
     ModelChange,
     ModelVersion,
@@ -172,6 +173,7 @@ class ModelStore(VersionStore):
                 checksum=new.checksum,
                 artifact_uri=new.artifact_uri,
                 trust_remote_code=new.trust_remote_code,
+                engine_choice=new.engine_choice,
             )
             if new.keep_loaded:
                 self._check_kept(str(model_id))
@@ -257,7 +259,8 @@ class ModelStore(VersionStore):
 
         Args:
             fields: any of framework, framework_version, metadata, created_by,
-                resource_requirements, revision, checksum, artifact_uri, trust_remote_code.
+                resource_requirements, revision, checksum, artifact_uri, trust_remote_code,
+                engine_choice.
 
         Raises:
             InvalidModelId, ModelNotFound, ValidationFailed, InvalidChecksum.
@@ -315,6 +318,31 @@ class ModelStore(VersionStore):
                     model_id=known.model_id,
                     version=known.version,
                     trusted_by=known.created_by,
+                )
+            )
+        return self.version(known.model_id, known.version)
+
+    def choose_engine(
+        self, model_id: str, version: str, choice: EngineChoice | None
+    ) -> ModelVersion:
+        """What the converter is to be asked for when it makes the version's artefact next.
+
+        Args:
+            choice: None leaves it to measurement.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound.
+        """
+        with self._change() as events:
+            known = self.version(model_id, version)
+            if known.engine_choice == choice:
+                return known
+            self._write_version(known, engine_choice=choice)
+            events.append(
+                ModelUpdated(
+                    aggregate_id=DEFAULT_CATALOG_ID,
+                    model_id=known.model_id,
+                    fields=["engine_choice"],
                 )
             )
         return self.version(known.model_id, known.version)

@@ -17,6 +17,7 @@ import msgspec
 
 from controlplane.errors import LockDiffers, LockDrift, ModelMoraError, ModelNotFound, SyncFailed
 from controlplane.registry.disk import remove_tree
+from controlplane.registry.engine_choice import locked_choice
 from controlplane.registry.files import Progress
 from controlplane.registry.lock_plan import Action
 from controlplane.registry.model import NewModel, VersionStatus
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from controlplane.registry.engine_choice import EngineChoice
     from controlplane.registry.files import Phase
     from controlplane.registry.install import Installer
     from controlplane.registry.lock import LockDocument, LockedModelEntry
@@ -325,6 +327,7 @@ def bring(store: ModelStore, entry: LockedModelEntry, name: str) -> None:
                 source_url=entry.source_url,
                 resource_requirements=entry.resource_requirements,
                 trust_remote_code=entry.trust_remote_code,
+                engine_choice=_engine(entry),
                 **pins,
             )
         )
@@ -339,5 +342,12 @@ def bring(store: ModelStore, entry: LockedModelEntry, name: str) -> None:
             name,
             resource_requirements=entry.resource_requirements,
             trust_remote_code=entry.trust_remote_code,
+            engine_choice=_engine(entry),
             **pins,
         )
+
+
+def _engine(entry: LockedModelEntry) -> EngineChoice | None:
+    """The engine that the lock's machine serves it with, if this one has it."""
+    made = entry.converter
+    return None if made is None else locked_choice(made.engine, made.precision)

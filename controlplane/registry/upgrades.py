@@ -25,6 +25,7 @@ from controlplane.registry.sources import HubLimits, HubRefs, list_refs
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from controlplane.registry.engine_choice import EngineChoice
     from controlplane.registry.store import ModelStore
 
 # A look at the hub, not a download: who asks sits waiting.
@@ -165,12 +166,14 @@ def ensure_version(
     *,
     target: Target | None = None,
     trust_remote_code: bool = False,
+    engine_choice: EngineChoice | None = None,
 ) -> ModelVersion:
     """The version of that name, registered beside the others if it is new.
 
     Args:
         trust_remote_code: its repository's code may run; never passed on from another version,
             whose code somebody else may have read.
+        engine_choice: for a new version.
 
     Raises:
         InvalidModelId, ModelNotFound.
@@ -184,7 +187,10 @@ def ensure_version(
         return known
     if version == LATEST:  # none is ready: what that means depends on the current one
         return model.current
-    fields: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    fields: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "engine_choice": engine_choice,
+    }
     if target is not None:
         fields["revision"] = target.revision
         fields["metadata"] = {} if target.branch is None else {"branch": target.branch}

@@ -206,6 +206,48 @@ class VersionStore:
             )
         return self.version(known.model_id, known.version)
 
+    def mark_tuned(
+        self,
+        model_id: str,
+        version: str,
+        *,
+        manifest: dict[str, Any],
+        artefact_bytes: int,
+        artefact_checksum: str,
+    ) -> ModelVersion:
+        """Record the artefact that took the place of a ready version's; arguments as `mark_ready`.
+
+        What it takes in memory is measured anew at its next load.
+
+        Raises:
+            InvalidModelId, ModelNotFound, VersionNotFound, InvalidStateTransition.
+        """
+        facts: dict[str, Any] = {
+            "manifest": manifest,
+            "artefact_bytes": artefact_bytes,
+            "artefact_checksum": artefact_checksum,
+        }
+        known = self.version(model_id, version)
+        if known.status is not VersionStatus.READY:  # its files were found damaged meanwhile
+            return self.mark_ready(model_id, version, **facts)
+        with self._change() as events:
+            declared = known.resource_requirements if known.requirements_declared else None
+            self._write_version(
+                known,
+                engine=manifest["engine"],
+                artefact=manifest,
+                artefact_bytes=artefact_bytes,
+                artefact_checksum=artefact_checksum,
+                measured_memory_mb=None,
+                resource_requirements=declared or _estimate(artefact_bytes, manifest),
+            )
+            events.append(
+                ModelUpdated(
+                    aggregate_id=DEFAULT_CATALOG_ID, model_id=known.model_id, fields=["engine"]
+                )
+            )
+        return self.version(known.model_id, known.version)
+
     def source_files(self, version: ModelVersion) -> tuple[SourceFile, ...]:
         """The files of a version's source by path; empty when nobody recorded them."""
         sql = "SELECT source_files FROM model_version WHERE id = ?"

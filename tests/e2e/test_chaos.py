@@ -33,10 +33,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 MODELS = 30
 ROOM = 5
 CLIENTS = 32
-SECONDS = 60.0
+SECONDS = 30.0
+BETWEEN_KILLS = (1.0, 2.5)
 # Each model holds that much besides its interpreter, so that the budget is about data.
 BALLAST_MB = 40
-REQUEST_SECONDS = 60.0
+# Long: that nobody is failed is the subject, not how soon a slow machine answers thirty-two.
+REQUEST_SECONDS = 180.0
 SEED = 20261123
 
 
@@ -144,15 +146,16 @@ def names() -> list[str]:
 def service(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> Iterator[Service]:
     """A running server with all models installed and a budget for five of them."""
     home = tmp_path_factory.mktemp("chaos")
-    service = Service(home / "own", MAX_MODELS=str(MODELS)).start()
+    service = Service(home / "own", MAX_MODELS=str(MODELS), REQUEST_TIMEOUT=str(REQUEST_SECONDS))
 
     def measured(name: str) -> float:
         with service.client() as client:
-            client.install(name, source_url=model_folder(home, name).as_uri(), timeout=60)
+            client.install(name, source_url=model_folder(home, name).as_uri(), timeout=120)
             # So that the budget is held against measurements, not estimates.
             return client.load(name).memory_usage_mb
 
     try:
+        service.start()
         with ThreadPoolExecutor(4) as pool:
             sizes = list(pool.map(measured, names))
         service.stop()
@@ -170,6 +173,7 @@ def model_folder(home: Path, name: str) -> Path:
     return models.root / name.replace("/", "--")
 
 
+@pytest.mark.timeout(600)
 def test_nobody_is_failed_by_what_dies_elsewhere(service: Service, names: list[str]) -> None:
     record, done = Record(), threading.Event()
     chance = random.Random(SEED)
@@ -210,10 +214,11 @@ def chooser(names: list[str], number: int) -> Callable[[], str]:
 
 
 def kill_at_random(service: Service, record: Record, chance: random.Random, end: float) -> None:
-    """Every few seconds a stub, and twice Triton itself, until `end`."""
+    """Every second or two a stub, and twice Triton itself, until `end`."""
     triton_at = [end - SECONDS * 0.6, end - SECONDS * 0.25]
     while (now := time.monotonic()) < end:
-        time.sleep(min(chance.uniform(2, 5), max(end - now, 0)))  # the chaos itself, not a wait
+        pause = chance.uniform(*BETWEEN_KILLS)
+        time.sleep(min(pause, max(end - now, 0)))  # the chaos itself, not a wait
         processes = service.family()
         if triton_at and time.monotonic() > triton_at[0]:
             triton_at.pop(0)

@@ -20,7 +20,7 @@ import tritonclient.grpc as triton_grpc
 
 from controlplane.client import InstallFailed
 from controlplane.triton.processes import find_marked, instance_prefix
-from tests.models import tiny_bert
+from tests.prepared import TINY, copied
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
-
-TINY = "tests/tiny-bert"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bert(tmp_path_factory.mktemp("source") / "tiny-bert")
 
 
 @pytest.fixture
@@ -44,7 +37,15 @@ def own(tmp_path: Path) -> Iterator[Service]:
     service.end()
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+@pytest.fixture
+def installed(tmp_path: Path, installed_home: Path) -> Iterator[Service]:
+    """A stopped server with a model."""
+    service = Service(copied(installed_home, tmp_path / "own"))
+    yield service
+    service.end()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
@@ -68,57 +69,49 @@ def embed(service: Service, text: str = "hello") -> np.ndarray:  # type: ignore[
         client.close()
 
 
-def install(service: Service, source: Path) -> None:
-    with service.client() as client:
-        client.install(TINY, source_url=source.as_uri(), timeout=120)
-
-
 def refused(service: Service) -> str:
     """The one line with which a server that cannot start ends; its exit code is 1 or 2."""
     process = service.spawn()
-    assert process.wait(30) in {1, 2}
+    assert process.wait(60) in {1, 2}
     line = service.log.strip().splitlines()[-1]
     assert line.startswith("Error: ")
     return line
 
 
-def test_an_installed_model_survives_a_restart(own: Service, tiny: Path) -> None:
-    own.start()
-    install(own, tiny)
-    first = embed(own)
-    assert own.stop() == 0
-    assert shared_memory(own) == []
-    own.start()
-    assert np.allclose(embed(own), first, atol=1e-6)
-    assert own.stop() == 0
-    assert shared_memory(own) == []
+def test_an_installed_model_survives_a_restart(installed: Service) -> None:
+    installed.start()
+    first = embed(installed)
+    assert installed.stop() == 0
+    assert shared_memory(installed) == []
+    installed.start()
+    assert np.allclose(embed(installed), first, atol=1e-6)
+    assert installed.stop() == 0
+    assert shared_memory(installed) == []
 
 
 def test_kill_9_of_the_control_plane_leaves_nothing_that_the_next_start_does_not_clear(
-    own: Service, tiny: Path
+    installed: Service,
 ) -> None:
-    own.start()
-    install(own, tiny)
-    embed(own)
-    family = own.family()
-    own.kill()
-    own.start()
+    installed.start()
+    embed(installed)
+    family = installed.family()
+    installed.kill()
+    installed.start()
     _, alive = psutil.wait_procs(family, timeout=15)
     assert not alive
-    embed(own)
-    assert own.stop() == 0
-    assert shared_memory(own) == []
+    embed(installed)
+    assert installed.stop() == 0
+    assert shared_memory(installed) == []
 
 
-def test_kill_9_of_triton_is_healed(own: Service, tiny: Path) -> None:
-    own.start()
-    install(own, tiny)
-    embed(own)
-    (triton,) = [p for p in own.family() if p.name() == "tritonserver"]
+def test_kill_9_of_triton_is_healed(installed: Service) -> None:
+    installed.start()
+    embed(installed)
+    (triton,) = [p for p in installed.family() if p.name() == "tritonserver"]
     triton.kill()
-    until(lambda: "server_lost" in events_of(own))
-    assert embed(own).shape[0] == 1  # it waited for the new server and loaded the model there
-    assert own.stop() == 0
+    until(lambda: "server_lost" in events_of(installed))
+    assert embed(installed).shape[0] == 1  # it waited for the new server and loaded the model there
+    assert installed.stop() == 0
 
 
 def events_of(service: Service) -> str:
@@ -213,26 +206,25 @@ def test_sigterm_during_the_start_ends_it_cleanly(own: Service) -> None:
     process = own.spawn()
     until(lambda: "tritonserver" in {p.name() for p in own.family()})
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
-def test_sigterm_lets_running_requests_end(own: Service, tiny: Path) -> None:
-    own.start()
-    install(own, tiny)
-    embed(own)
+def test_sigterm_lets_running_requests_end(installed: Service) -> None:
+    installed.start()
+    embed(installed)
     answers: list[int] = []
 
     def ask() -> None:
         body = {"input_data": {"text": ["a long text " * 200] * 1024}}
-        url = f"{own.url}/api/v1/infer/{TINY}"
+        url = f"{installed.url}/api/v1/infer/{TINY}"
         answers.append(httpx.post(url, json=body, timeout=60).status_code)
 
     asking = [threading.Thread(target=ask) for _ in range(4)]
     for thread in asking:
         thread.start()
-    with own.client() as client:
+    with installed.client() as client:
         until(lambda: sum(m.active_requests or 0 for m in client.status().loaded_models) == 4)
-    assert own.stop() == 0
+    assert installed.stop() == 0
     for thread in asking:
         thread.join()
     assert answers == [200] * 4

@@ -14,15 +14,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.models import tiny_bert
+from tests.prepared import TINY, copied
 from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
-TINY = "tests/tiny-bert"
 V2 = f"/v2/models/{TINY}/infer"
 REST = f"/api/v1/infer/{TINY}"
 V2_BODY = {
@@ -32,20 +32,17 @@ REST_BODY = {"input_data": {"text": "hello"}}
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    home = tmp_path_factory.mktemp("http-faults")
-    source = tiny_bert(home / "source")
-    running = Service(home / "own").start()
+def service(tmp_path_factory: pytest.TempPathFactory, installed_home: Path) -> Iterator[Service]:
+    running = Service(copied(installed_home, tmp_path_factory.mktemp("http-faults") / "own"))
     try:
-        with running.client() as client:
-            client.install(TINY, source_url=source.as_uri(), timeout=120)
+        with running.start().client() as client:
             client.load(TINY)
         yield running
     finally:
         running.end()
 
 
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"

@@ -17,15 +17,16 @@ import pytest
 
 from controlplane.client import ModelMoraClientError
 from controlplane.db import downgrade
+from controlplane.registry.operation import MAX_ATTEMPTS
 from tests.hub import LocalHub
+from tests.prepared import TINY, copied
 from tests.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
-TINY = "tests/tiny-bert"
 NAME = "tests--tiny-bert"
 ROOT = Path(__file__).parents[2]
 REGISTRY = "controlplane.registry"
@@ -47,14 +48,6 @@ DELETE = {
     "artefact is gone": "repository:ModelRepository.remove:after",
     "download is gone": "blobs:BlobCache.remove_download:after",
 }
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "bert"
-    code = f"import pathlib, tests.models as m; m.tiny_bert(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-    return folder
 
 
 @pytest.fixture
@@ -95,49 +88,44 @@ def check(service: Service) -> None:
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
+def in_turn(phases: Sequence[str]) -> Sequence[Sequence[str]]:
+    """As many as one installation may be interrupted: twice, then it has to come to its end."""
+    kills = MAX_ATTEMPTS - 1
+    return [phases[first : first + kills] for first in range(0, len(phases), kills)]
+
+
 @pytest.mark.torch
-@pytest.mark.parametrize("phase", INSTALL)
-def test_install(own: Service, hub: LocalHub, phase: str) -> None:
-    place, again = INSTALL[phase]
-    armed(own, f"{REGISTRY}.{place}").start()
-    family = own.family()
-    with own.client() as client:
-        client.register(TINY, task_type="txt2embed")
-        operation = client.download(TINY)
-    killed(own, family)
-    came = hub.asked("model.safetensors")
+@pytest.mark.parametrize("phases", in_turn(list(INSTALL)), ids=" - ".join)
+def test_install(own: Service, hub: LocalHub, phases: Sequence[str]) -> None:
+    came: list[int] = []
+    operation_id = ""
+    for phase in phases:
+        place, again = INSTALL[phase]
+        armed(own, f"{REGISTRY}.{place}").start()
+        family = own.family()
+        if not operation_id:
+            with own.client() as client:
+                client.register(TINY, task_type="txt2embed")
+                operation_id = client.download(TINY).id
+        killed(own, family)
+        came += [] if again else [hub.asked("model.safetensors")]
     own.start()
     with own.client() as client:
-        ended = client.follow_operation(operation.id, timeout=120)
+        ended = client.follow_operation(operation_id, timeout=120)
         assert ended.status == "succeeded", ended.error
         assert client.get(TINY).status == "ready"
         assert len(client.embed(TINY, "hello")) > 0
         assert client.verify_cache().damaged == ()
-    assert again or hub.asked("model.safetensors") == came
+    assert all(times == hub.asked("model.safetensors") for times in came)
     assert list((own.model_repository / ".staging").glob("*")) == []
     assert [path.name for path in (own.data_dir / "downloads" / NAME).iterdir()] == ["1"]
     assert own.stop() == 0
     check(own)
 
 
-@pytest.fixture(scope="module")
-def installed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The home of a stopped server with the model installed."""
-    service = Service(tmp_path_factory.mktemp("installed") / "home")
-    try:
-        with service.start().client() as client:
-            client.install(TINY, source_url=tiny.as_uri(), timeout=120)
-        assert service.stop() == 0
-        yield service.home
-    finally:
-        service.end()
-
-
 @pytest.fixture
-def copy(installed: Path, tmp_path: Path) -> Iterator[Service]:
-    # with hard links, as the cache has them
-    subprocess.run(["cp", "-a", str(installed), str(tmp_path / "home")], check=True)
-    service = Service(tmp_path / "home")
+def copy(installed_home: Path, tmp_path: Path) -> Iterator[Service]:
+    service = Service(copied(installed_home, tmp_path / "home"))
     yield service
     service.end()
 

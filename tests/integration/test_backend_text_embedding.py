@@ -51,6 +51,7 @@ class TritonPythonModel(Model):
 
 def convert(source: Path, output: Path) -> Path:
     command = [sys.executable, "-m", "converters", "convert", "--task", "txt2embed"]
+    command += ["--engine", "onnxruntime"]
     paths = ["--source", str(source), "--output", str(output), "--model-id", "org/name"]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -198,7 +199,7 @@ async def test_a_wrong_shape_is_refused(server: Server, minilm_artefact: Path) -
     tensor = np.array([[b"a", b"b"]], dtype=np.object_)
     with pytest.raises(RequestRejected, match="shape"):
         await server.client.infer(
-            MINILM.triton_name, 1, {"text_input": tensor}, ["embedding"], timeout=10
+            MINILM.triton_name, 1, {"text_input": tensor}, ["embedding"], timeout=60
         )
 
 
@@ -239,8 +240,8 @@ async def test_memory_stays_small_under_mixed_batches(
     random = np.random.default_rng(3)
     stub = server.stub(MINILM)
     seen = []
-    for _ in range(4):
-        for _ in range(6):
+    for _ in range(3):
+        for _ in range(4):
             words = np.clip(random.lognormal(3.4, 0.75, 32), 1, 250).astype(int)
             await server.embed(MINILM, *["river " * n for n in words])
         await server.embed(MINILM, *["river " * 300] * 32)
@@ -270,7 +271,7 @@ async def test_a_cancelled_request_is_given_up(server: Server, minilm_artefact: 
     assert processor_seconds() - before < 0.8 * whole
 
 
-async def eventually(holds: Any, timeout: float = 20.0) -> None:
+async def eventually(holds: Any, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < deadline

@@ -60,7 +60,7 @@ class Own:
     async def infer(self, name: str) -> dict[str, Any]:
         client = TritonClient(self.server.endpoints)
         try:
-            return await client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=20.0)
+            return await client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=60.0)
         finally:
             await client.close()
 
@@ -83,7 +83,7 @@ async def own(tmp_path: Path) -> AsyncIterator[Own]:
 async def test_serves_an_echo_model(triton: Any, triton_client: TritonClient) -> None:
     name = triton.models.echo()
     await triton_client.load(name, timeout=30)
-    answer = await triton_client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=10)
+    answer = await triton_client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=60)
     assert answer["text_output"].tolist() == [["hé".encode()], [b""]]
     assert len(triton.server.stub_pids(name, 1)) == 1
     assert triton.server.stub_pids(name, 2) == []
@@ -100,7 +100,7 @@ async def test_models_run_in_our_python_with_our_packages(
     name = triton.models.write(execute=report)
     await triton_client.load(name, timeout=30)
     answer = await triton_client.infer(
-        name, 1, {"text_input": np.array([["?"]], dtype=object)}, ["text_output"], timeout=10
+        name, 1, {"text_input": np.array([["?"]], dtype=object)}, ["text_output"], timeout=60
     )
     prefix, version, package = (row[0].decode() for row in answer["text_output"])
     assert prefix == sys.prefix
@@ -248,7 +248,7 @@ async def test_running_calls_fail_when_their_channel_is_replaced(own: Own, tmp_p
     client = TritonClient(own.server.endpoints)
     await client.load(name, timeout=60)
     busy = asyncio.ensure_future(
-        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=20)
+        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=60)
     )
     await eventually(started.exists)
     client.reconnect(own.server.endpoints)
@@ -256,7 +256,7 @@ async def test_running_calls_fail_when_their_channel_is_replaced(own: Own, tmp_p
         await busy
     assert await client.live()
     busy = asyncio.ensure_future(
-        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=20)
+        client.infer(name, 1, {"text_input": TEXT}, ["text_output"], timeout=60)
     )
     busy.cancel()
     with pytest.raises(asyncio.CancelledError):

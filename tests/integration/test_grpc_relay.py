@@ -119,11 +119,11 @@ async def test_the_blocking_client(gateway):
                     inputs_of(f"async{number}"),
                     callback=lambda result, error: answers.put(error or text_of(result)),
                 )
-            texts += sorted(str(answers.get(timeout=20)) for _ in range(20))
+            texts += sorted(str(answers.get(timeout=60)) for _ in range(20))
             client.start_stream(lambda result, error: answers.put(error or text_of(result)))
             for number in range(3):
                 client.async_stream_infer(f"org/relayed{number}", inputs_of(f"stream{number}"))
-            texts += sorted(str(answers.get(timeout=20)) for _ in range(3))
+            texts += sorted(str(answers.get(timeout=60)) for _ in range(3))
             client.stop_stream()
             return texts
 
@@ -167,8 +167,8 @@ async def test_a_model_sees_that_its_client_has_gone(gateway, repository):
         await answers.__anext__()
         assert gateway.leases("org/many") == 1
         answers.cancel()
-        await eventually(repository.notes.exists, timeout=10)
-        await eventually(lambda: gateway.leases("org/many") == 0, timeout=5)
+        await eventually(repository.notes.exists)
+        await eventually(lambda: gateway.leases("org/many") == 0)
     assert finished(gateway)[-1].error_code == "CANCELLED"
 
 

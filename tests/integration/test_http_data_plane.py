@@ -188,7 +188,7 @@ async def test_generate_stream_passes_events_on_as_they_come(gateway, session):
         assert json.loads(event.removeprefix(b"data: "))["text_output"] == "one"
         assert gateway.leases(WORDS) == 1
         answer.close()
-    await eventually(lambda: gateway.leases(WORDS) == 0, timeout=2.0)
+    await eventually(lambda: gateway.leases(WORDS) == 0)
     # The model was told: else it would wait for ever, and this one behind it.
     answer = await session.post(path, json={"text_input": "two"})
     assert [e["text_output"] for e in await events_of(answer)] == ["two"]
@@ -578,7 +578,7 @@ async def test_a_client_that_closes_is_gone(gateway, half):
             writer.write_eof()
         else:
             writer.close()
-        await eventually(lambda: gateway.leases(SLOW) == 0, timeout=1.0)
+        await eventually(lambda: gateway.leases(SLOW) == 0)
         assert finished(gateway)[-1].error_code == "CANCELLED"
         assert await reader.read() == b""
     async with socket_to(gateway) as (reader, writer):  # in the middle of a large body
@@ -608,7 +608,7 @@ async def test_a_client_that_leaves_while_the_model_loads_is_not_waited_for(gate
         view = gateway.services.scheduler.view
         await eventually(lambda: view(ECHO) and view(ECHO).waiting_requests == 1)
         writer.close()
-        await eventually(lambda: view(ECHO).waiting_requests == 0, timeout=2.0)
+        await eventually(lambda: view(ECHO).waiting_requests == 0)
     free.set()
     await eventually(lambda: gateway.services.scheduler.view(ECHO).state == "loaded")
 

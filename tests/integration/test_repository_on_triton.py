@@ -82,7 +82,7 @@ class Served:
         await self.client.load(NAME, self.repository.load_config(NAME, version), timeout=60)
 
     async def infer(
-        self, *texts: str, version: int = 1, timeout: float = 20.0, priority: int = 0
+        self, *texts: str, version: int = 1, timeout: float = 60.0, priority: int = 0
     ) -> Any:
         array = np.array([text.encode() for text in texts], dtype=object).reshape(-1, 1)
         answer = await self.client.infer(
@@ -143,7 +143,7 @@ async def test_staged_work_is_not_served(served: Served) -> None:
     staged = served.repository.new_staging()
     assert [entry.name for entry in await served.client.index()] == [NAME]
     with pytest.raises(ModelUnknown):
-        await served.client.load(f".staging/{staged.name}", timeout=20)
+        await served.client.load(f".staging/{staged.name}", timeout=60)
 
 
 async def test_removed_versions_and_models_cannot_be_loaded(served: Served) -> None:
@@ -153,7 +153,7 @@ async def test_removed_versions_and_models_cannot_be_loaded(served: Served) -> N
     await served.client.unload(NAME, timeout=30)
     served.repository.remove(MODEL)
     with pytest.raises(ModelUnknown):
-        await served.client.load(NAME, timeout=20)
+        await served.client.load(NAME, timeout=60)
 
 
 async def test_batches_up_to_the_limit(served: Served) -> None:

@@ -52,11 +52,11 @@ class Catalog:
 
     async def ask(self, version: str | None) -> bytes:
         servable = self.store.servable(self.model_id, version)
-        deadline = asyncio.get_running_loop().time() + 30
+        deadline = asyncio.get_running_loop().time() + 60
         async with self.world.scheduler.lease(servable, deadline=deadline) as leased:
             tensor = {"text_input": np.array([[b"hi"]], np.object_)}
             outputs = await self.world.client.infer(
-                *leased.key, tensor, ["text_output"], timeout=20
+                *leased.key, tensor, ["text_output"], timeout=60
             )
         answer = outputs["text_output"][0, 0]
         assert isinstance(answer, bytes)
@@ -106,7 +106,7 @@ async def test_a_version_that_is_loaded_at_the_last_moment_leaves_memory_too(
     remove, late = catalog.store.remove_version, []
 
     async def ask() -> None:
-        deadline = asyncio.get_running_loop().time() + 30
+        deadline = asyncio.get_running_loop().time() + 60
         async with catalog.world.scheduler.lease(known, deadline=deadline):
             pass
 

@@ -48,7 +48,7 @@ class World:
         bus.subscribe(events.DomainEvent, self.told.append)
         effects = TritonEffects(client, triton.server, ModelRepository(triton.repository))
         self.scheduler = Scheduler(
-            effects, bus, budget_mb=budget_mb, max_models=4, load_timeout=20.0
+            effects, bus, budget_mb=budget_mb, max_models=4, load_timeout=60.0
         )
         self.current = 0
         self.answers: list[bytes] = []
@@ -78,13 +78,13 @@ class World:
 
     async def ask(self, name: str) -> bytes:
         target = self.servable(name, self.current, floating=True)
-        deadline = asyncio.get_running_loop().time() + 30
+        deadline = asyncio.get_running_loop().time() + 60
         async with self.scheduler.lease(target, deadline=deadline) as leased:
             outputs = await self.client.infer(
                 *leased.key,
                 {"text_input": np.array([[b"hi"]], np.object_)},
                 ["text_output"],
-                timeout=20,
+                timeout=60,
             )
         answer = outputs["text_output"][0, 0]
         assert isinstance(answer, bytes)
@@ -94,7 +94,7 @@ class World:
         return await self.scheduler.switch(
             lambda: self.servable(name, self.current),
             self.servable(name, version),
-            deadline=asyncio.get_running_loop().time() + 30,
+            deadline=asyncio.get_running_loop().time() + 60,
             commit=lambda: setattr(self, "current", version),
         )
 

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from controlplane.cli import exits
 from controlplane.client import ModelMoraApiError, ModelMoraClient
 from tests.models import tiny_bert
+from tests.programs import program
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -214,36 +215,36 @@ def test_triton_s_death_is_shown_and_counted(service: Service, client: ModelMora
 def test_followers_and_top_outlive_a_restart_of_the_server(service: Service) -> None:
     """The last test: the server's life ends in it, and another begins."""
     with service.client() as client:
+        client.embed(MODEL, "the cat")  # loads it, if that is still to be done
         last = client.lifecycle().last_event
-    environment = service.environment() | {"MODELMORA_URL": service.url}
-    arguments = [["top", "--json", "--interval", "0.2"], ["events", "--follow"]]
-    top, events = (
-        subprocess.Popen(
-            [*PROGRAM, *each], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, cwd=service.home,
-        )
-        for each in arguments
-    )  # fmt: skip
-    try:
+        loads = len(client.events(event_type="model.loaded", page_size=100).data)
+    options = {
+        "env": service.environment() | {"MODELMORA_URL": service.url},
+        "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": service.home,
+    }  # fmt: skip
+    # what has happened is told first, so that it is seen to follow before the server goes away
+    follow = ["events", "--follow", "--type", "model.loaded", "--since", "1h"]
+    with (
+        program([*PROGRAM, "top", "--json", "--interval", "0.2"], **options) as top,
+        program([*PROGRAM, *follow], **options) as events,
+    ):
         until(top, lambda shown: shown["connected"])
+        assert all("model.loaded" in events.stdout.readline() for _ in range(loads))
         service.stop()
         until(top, lambda shown: not shown["connected"])
+        assert events.stderr.readline() == "The server is away; waiting for it.\n"
         service.start()
         until(top, lambda shown: shown["connected"])
         with service.client() as client:
             client.wait_until_ready()
-            if client.model_status(MODEL).state != "loaded":
-                client.load(MODEL)
-        assert events.stdout is not None
-        assert any("model.loaded" in line for line in events.stdout)
+            client.embed(MODEL, "the cat")
+        assert "model.loaded" in events.stdout.readline()
         until(top, lambda shown: [m["state"] for m in shown["models"]] == ["loaded"])
-    finally:
         for process in (top, events):
             process.send_signal(signal.SIGINT)
-    _, errors = events.communicate(timeout=30)
-    assert "The server is away; waiting for it." in errors
+        _, errors = events.communicate(timeout=60)
+        top.communicate(timeout=60)
     assert "The server is back." in errors
-    top.communicate(timeout=30)
     assert (top.returncode, events.returncode) == (exits.INTERRUPTED, exits.INTERRUPTED)
     with service.client() as client:
         told = client.events(after=last, page_size=100).data

@@ -15,6 +15,7 @@ import pytest
 from controlplane.cli import exits
 from controlplane.cli.main import run
 from tests import rest_server as rest
+from tests.programs import program
 from tests.rest_server import (
     INFER_PATH,
     MINILM,
@@ -85,6 +86,8 @@ COMMANDS = [
     (["uninstall", MINILM], "is uninstalled", {"model_id", "uninstalled"}),
     (["cache", "ls"], "abababababababab  86.7 MB  org--name/1, org--name/2", {"blobs", "bytes"}),
     (["cache", "prune"], "1 unused files and 1 broken-off downloads removed (1.6 kB)", {"blobs"}),
+    (["plugins"], "not used: smell 2.1 has no module smell.work", {"data", "tasks"}),
+    (["plugins"], "Restart the server to serve what was installed since: smell.", {"data"}),
     (["cache", "verify"], "2 files (1.2 kB) verified, 0 damaged", {"damaged"}),
 ]
 
@@ -314,13 +317,13 @@ def test_interrupted_install_says_what_goes_on(server: RestServer) -> None:
     server.set("GET", f"{OPERATION_PATH}/events", (404, rest.error("NOT_FOUND", "None.")))
     server.set("GET", OPERATION_PATH, (200, EXPORTING))
     server.set("GET", OPERATIONS_PATH, (200, rest.page(EXPORTING)))
-    program = subprocess.Popen(
+    with program(
         [*PROGRAM, "install", MINILM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    server.wait_for("GET", OPERATION_PATH)
-    program.send_signal(signal.SIGINT)
-    out, err = program.communicate(timeout=30)
-    assert (program.returncode, out) == (exits.INTERRUPTED, "")
+    ) as installing:
+        server.wait_for("GET", OPERATION_PATH)
+        installing.send_signal(signal.SIGINT)
+        out, err = installing.communicate(timeout=60)
+    assert (installing.returncode, out) == (exits.INTERRUPTED, "")
     assert err.splitlines()[-1] == "Interrupted."
     assert f"modelmora operations show {OPERATION_ID} --follow" in err
     assert f"modelmora operations cancel {OPERATION_ID}" in err
@@ -393,15 +396,13 @@ def test_infer_refuses_what_is_not_utf8(server: RestServer, modelmora: Any, tmp_
 def test_reader_that_goes_away_is_no_error(server: RestServer) -> None:
     many = [rest.model() for _ in range(5000)]
     server.set("GET", "/api/v1/models", (200, rest.page(*many)))
-    with subprocess.Popen(
-        [*PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as program:
-        assert program.stdout is not None
-        assert program.stderr is not None
-        program.stdout.readline()
-        program.stdout.close()
-        assert program.wait(30) == exits.BROKEN_PIPE
-        assert program.stderr.read() == b""
+    with program([*PROGRAM, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.readline()
+        listing.stdout.close()
+        assert listing.wait(60) == exits.BROKEN_PIPE
+        assert listing.stderr.read() == b""
 
 
 def test_list_of_none_and_of_many(server: RestServer, modelmora: Any) -> None:

@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import pytest
 from controlplane.cli import exits
 from controlplane.cli.main import run
 from tests import rest_server as rest
+from tests.programs import program
 from tests.rest_server import (
     MINILM,
     MODEL_PATH,
@@ -26,6 +26,7 @@ from tests.rest_server import (
 )
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -120,35 +121,28 @@ def interrupted_on_a_terminal(server: RestServer, reply: bytes) -> tuple[int, st
     server.set("GET", OPERATION_PATH, (200, RUNNING))
     server.set("GET", OPERATIONS_PATH, (200, rest.page(RUNNING)))
     terminal, inside = pty.openpty()
-    process = subprocess.Popen(
+    with program(
         [sys.executable, "-m", "controlplane", "install", MINILM],
         stdin=inside,
         stdout=inside,
         stderr=inside,
         start_new_session=True,
-    )
-    os.close(inside)
-    try:
+    ) as process:
+        os.close(inside)
         server.wait_for("GET", OPERATION_PATH)
         shown = _conversation(process, terminal, reply)
-        return process.wait(20), shown
-    finally:
-        process.kill()
-        process.wait()
         os.close(terminal)
+        return process.wait(60), shown
 
 
 def _conversation(process: subprocess.Popen[bytes], terminal: int, reply: bytes) -> str:
     """Press Ctrl-C, answer once, and read until the process has ended."""
     shown, asked = b"", False
-    pressed = answered = 0.0
+    answered = 0.0
+    process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         now = time.monotonic()
-        # Python drops an interrupt that arrives in a destructor; people press again.
-        if not asked and now > pressed + 10:
-            pressed = now
-            process.send_signal(signal.SIGINT)
         # What is typed before the question waits for it is thrown away; people type again.
         if asked and now > answered + 2:
             answered = now

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from controlplane.db import open_db
 from controlplane.events import EventBus
 from controlplane.registry.model import NewModel
 from controlplane.registry.store import ModelStore
+from tests.programs import program
 from tests.rest_server import RestServer, stored_events
 from tests.unit.test_cli_commands import modelmora  # noqa: F401 the fixture
 
@@ -111,14 +111,13 @@ def test_following_shows_each_event_once_until_it_is_interrupted(server: RestSer
         (200, stored_events(event(6))),
         (200, stored_events()),
     )
-    process = subprocess.Popen(
+    with program(
         [sys.executable, "-m", "controlplane", "events", "--follow", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {},
-    )  # fmt: skip
-    assert process.stdout is not None
-    numbers = [json.loads(process.stdout.readline())["sequence"] for _ in range(3)]
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        numbers = [json.loads(process.stdout.readline())["sequence"] for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert numbers == [4, 5, 6]
     assert process.returncode == exits.INTERRUPTED
     assert errors.strip() == "Interrupted."

@@ -27,6 +27,7 @@ from controlplane.cli.top_figures import SORTS, Counters, Histogram, Rates, read
 from controlplane.cli.top_view import screen, shortened
 from controlplane.client_types import Event, Lifecycle
 from tests import rest_server as rest
+from tests.programs import program
 from tests.rest_server import MINILM, RestServer
 
 if TYPE_CHECKING:
@@ -291,14 +292,13 @@ def test_a_json_document_per_refresh_also_while_the_server_is_away(
     path = "/api/v1/lifecycle" if command == ["top"] else "/api/v1/status"
     answer = rest.LIFECYCLE if command == ["top"] else rest.STATUS
     server.set("GET", path, (200, answer), (503, gone), (200, answer))
-    process = subprocess.Popen(
+    with program(
         [*PROGRAM, *command, "--json", "--interval", "0.1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    first, away, back = (json.loads(process.stdout.readline()) for _ in range(3))
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    ) as process:  # fmt: skip
+        first, away, back = (json.loads(process.stdout.readline()) for _ in range(3))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.strip()) == (exits.INTERRUPTED, "Interrupted.")
     assert away["connected"] is False
     assert away["error"] == "Not now."
@@ -308,25 +308,25 @@ def test_a_json_document_per_refresh_also_while_the_server_is_away(
 def on_a_terminal(server: RestServer, until: str, **environment: str) -> tuple[int, str]:
     """Run top on a terminal of 80 columns until it showed `until`, then Ctrl-C."""
     main, other = pty.openpty()
-    process = subprocess.Popen(
+    with program(
         [*PROGRAM, "top", "--interval", "0.1"],
         stdin=other, stdout=other, stderr=other, start_new_session=True,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"} | environment,
-    )  # fmt: skip
-    os.close(other)
-    shown, deadline = "", time.monotonic() + 60
-    while until not in shown:
-        assert time.monotonic() < deadline, shown[-2000:]
-        shown += os.read(main, 65536).decode(errors="replace")
-    process.send_signal(signal.SIGINT)
-    while True:
-        try:
-            chunk = os.read(main, 65536)
-        except OSError:  # nobody has the terminal any more
-            break
-        shown += chunk.decode(errors="replace")
-    os.close(main)
-    return process.wait(30), shown
+    ) as process:  # fmt: skip
+        os.close(other)
+        shown, deadline = "", time.monotonic() + 60
+        while until not in shown:
+            assert time.monotonic() < deadline, shown[-2000:]
+            shown += os.read(main, 65536).decode(errors="replace")
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                chunk = os.read(main, 65536)
+            except OSError:  # nobody has the terminal any more
+                break
+            shown += chunk.decode(errors="replace")
+        os.close(main)
+        return process.wait(60), shown
 
 
 def test_a_terminal_is_redrawn_and_given_back(server: RestServer) -> None:

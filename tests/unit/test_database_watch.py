@@ -125,7 +125,7 @@ def test_damage_is_a_fact_wherever_it_is_met(file: Path, db: Database) -> None:
         pytest.fail("no change is begun")
 
 
-@pytest.mark.parametrize("column", ["config = 'no json'", "task_type = 'nothing'"])
+@pytest.mark.parametrize("column", ["config = 'no json'", "task_type = 'No task'"])
 def test_a_row_that_was_never_written_so_is_damage(db: Database, column: str) -> None:
     db.execute("PRAGMA ignore_check_constraints = ON")
     db.execute(f"UPDATE model SET {column}")

@@ -28,7 +28,7 @@ async def test_those_that_are_kept_in_sight_are_told_of() -> None:
     dropped.kill()
     dropped.wait()
     seen.kill()
-    await eventually(lambda: ended == [seen.pid], timeout=5)
+    await eventually(lambda: ended == [seen.pid])
     seen.wait()
     watch.keep({left.pid})
     watch.close()
@@ -72,7 +72,7 @@ async def main():
     watch = ProcessWatch(lambda _: ended.set())
     watch.keep({child.pid})
     child.kill()
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 20)
     child.wait()
 uvloop.run(main())
 """

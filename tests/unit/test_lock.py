@@ -62,7 +62,7 @@ def test_a_sound_lock_is_valid() -> None:
         ({"artifact_uri": "ftp://x/y"}, "artifact_uri"),
         ({"artifact_uri": "https://x/\ny"}, "artifact_uri"),
         ({"source_url": ""}, "source_url"),
-        ({"task_type": "txt2smell"}, "task_type"),
+        ({"task_type": "txt 2 smell"}, "task_type"),
         ({"artefact_checksum": "9"}, "artefact_checksum"),
         (
             {"resource_requirements": ResourceRequirements(memory_mb=0)},

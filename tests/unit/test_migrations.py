@@ -20,8 +20,9 @@ from controlplane.db import (
 from controlplane.errors import InsufficientDisk, ServiceUnavailable, StartupError
 from controlplane.events import EventBus, InferenceFinished, ModelUnregistered, utc_now
 from controlplane.moments import from_text, to_text
-from controlplane.registry.model import NewModel
+from controlplane.registry.model import NewModel, TaskType
 from controlplane.registry.store import ModelStore
+from tests.plugins import knowing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -280,5 +281,23 @@ def test_the_task_custom_comes_and_goes_with_its_models(db: Database) -> None:
     store.register(NewModel(model_id="a/own", task_type="custom", source_url="/srv/own"))
     assert store.get("a/own").task_type == "custom"
     with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
-        db.execute("UPDATE model SET task_type = 'cooking'")
+        db.execute("UPDATE model SET task_type = 'Cooking!'")
     assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_tasks_of_plugins_come_and_go_with_their_models(db: Database) -> None:
+    store = ModelStore(db, EventBus())
+    store.register(NewModel(model_id="a/own", task_type="custom", source_url="/srv/own"))
+    with knowing({"echo": None}):
+        store.register(NewModel(model_id="a/echo", task_type="echo"))
+    assert store.get("a/echo").task_type is TaskType("echo")  # whose plugin is gone
+    for name in ("Echo", "9lives", "a-b", "", "a" * 51):
+        with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+            db.execute("UPDATE model SET task_type = ?", [name])
+    migrate_down(db, to="m0012_lock_operations")
+    assert db.execute("SELECT model_id, task_type FROM model").fetchall() == [("a/own", "custom")]
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        db.execute("UPDATE model SET task_type = 'echo'")
+    migrate_up(db)
+    assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    db.execute("UPDATE model SET task_type = 'echo'")

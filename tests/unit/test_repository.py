@@ -148,7 +148,7 @@ def test_removes_a_model_with_all_versions(repository: ModelRepository) -> None:
         ({"files": [{"path": "../../etc/passwd", "size": 6}]}, "not inside"),
         ({"files": [{"path": "/etc/passwd", "size": 6}]}, "not inside"),
         ({"files": 3}, "no usable manifest"),
-        ({"inputs": [{"name": "x", "datatype": "NONSENSE", "shape": [1]}]}, "tensors"),
+        ({"inputs": [{"name": "x", "datatype": "NONSENSE", "shape": [1]}]}, "datatype"),
     ],
 )
 def test_refuses_what_cannot_be_served(

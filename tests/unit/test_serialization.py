@@ -110,7 +110,7 @@ def models(draw: Any) -> Model:
         id=draw(st.uuids().map(str)),
         catalog_id=draw(st.uuids().map(str)),
         model_id=MODEL_ID,
-        task_type=draw(st.sampled_from(TaskType)),
+        task_type=draw(st.sampled_from([*TaskType, TaskType("echo_2")])),
         current_version=draw(st.sampled_from(names)),
         versions=tuple(draw(versions(name, n)) for n, name in enumerate(names, 1)),
         created_at=draw(moments),
@@ -217,7 +217,7 @@ def test_protobuf_has_the_fixed_numbers_and_names() -> None:
 
 def test_every_enum_has_all_words_of_the_domain() -> None:
     tasks = {name.removeprefix("TASK_TYPE_").lower() for name in common_pb2.TaskType.keys()}  # noqa: SIM118
-    assert tasks == {task.value for task in TaskType} | {"unspecified"}
+    assert tasks == {task.value for task in TaskType} | {"unspecified", "plugin"}
     prefix = "VERSION_STATUS_"
     statuses = {n.removeprefix(prefix).lower() for n in registry_pb2.VersionStatus.keys()}  # noqa: SIM118
     assert statuses == {status.value for status in VersionStatus} | {"unspecified"}
@@ -286,7 +286,7 @@ def test_a_wrong_version_is_named(changes: dict[str, Any], field: str) -> None:
     [
         ({"version": "v9"}, "version"),
         ({"version_number": 0}, "version_number"),
-        ({"task_type": "cooking"}, "task_type"),
+        ({"task_type": "plugin"}, "task_type"),
         ({"status": "failed"}, "status"),
         ({"resource_requirements": {"memory_mb": 1}}, "resource_requirements"),
         ({"resource_requirements": {"memory_mb": "x"}}, "resource_requirements"),

@@ -22,7 +22,9 @@ from controlplane.gateway.rest import (
     memory,
     models,
     operations,
+    plugins,
     system,
+    tuning,
     versions,
 )
 from controlplane.gateway.rest.failures import EXCEPTION_HANDLERS
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 API_ROUTES = [
     *models.ROUTES,
     *versions.ROUTES,
+    tuning.tune_model,
     *operations.ROUTES,
     *catalog.ROUTES,
     *lifecycle.ROUTES,
@@ -46,6 +49,7 @@ API_ROUTES = [
     *events.ROUTES,
     *database.ROUTES,
     *cache.ROUTES,
+    *plugins.ROUTES,
     *system.ROUTES,
 ]
 

@@ -9,16 +9,19 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.gateway.rest.schemas import (
+    EngineName,
     Id,
     IdleTtl,
     Json,
     KeepLoaded,
     Pagination,
+    PrecisionName,
     Request,
     Version,
     present,
     without_nulls,
 )
+from controlplane.registry.engine_choice import parse_choice
 from controlplane.registry.metadata import FACTS
 from controlplane.registry.model import (
     Model,
@@ -81,9 +84,13 @@ class RegisterModelRequest(Request):
             "it (allow_remote_code)."
         ),
     ] = False
+    engine: EngineName | None = None
+    precision: PrecisionName | None = None
 
     def to_domain(self) -> NewModel:
         values = msgspec.structs.asdict(self)
+        choice = parse_choice(values.pop("engine"), values.pop("precision"))
+        values["engine_choice"] = choice
         if self.resource_requirements is not None:
             values["resource_requirements"] = self.resource_requirements.to_domain()
         return NewModel(**values)
@@ -165,6 +172,10 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     trust_remote_code: bool
     idle_ttl: float | UnsetType = UNSET
     error: str | UnsetType = UNSET
+    unavailable: Annotated[
+        str | UnsetType,
+        Meta(description="Why the model's task cannot be served: what is wrong with its plugin."),
+    ] = UNSET
     display_name: str | UnsetType = UNSET
     description: str | UnsetType = UNSET
     source_url: str | UnsetType = UNSET
@@ -202,6 +213,7 @@ class ModelResponse(msgspec.Struct, kw_only=True):
             versions=[version.version for version in model.versions],
             status=current.status.value,
             error=present(current.error_message),
+            unavailable=present(model.task_type.refusal),
             display_name=present(model.display_name),
             description=present(model.description),
             source_url=present(model.source_url),
@@ -237,6 +249,8 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
     chosen = {
         "dimension": embedding.get("dimension"),
         "max_seq_length": embedding.get("max_seq_length"),
+        "precision": manifest.get("precision"),
+        "candidates": manifest.get("candidates"),
         "parity": manifest.get("parity"),
         "converter": manifest.get("converter"),
         "ready_made": describe(manifest),
@@ -258,3 +272,5 @@ class DownloadRequest(Request):
             "it (allow_remote_code). For versions that were not downloaded yet."
         ),
     ] = False
+    engine: EngineName | None = None
+    precision: PrecisionName | None = None

@@ -23,6 +23,7 @@ from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.removal import remove_model
 from controlplane.registry.catalog import pick
+from controlplane.registry.engine_choice import parse_choice
 from controlplane.registry.model import Model, ModelId
 from controlplane.registry.registration import PATIENCE, register
 from controlplane.registry.remote_code import check_permitted
@@ -207,10 +208,16 @@ async def download_model(
     trusted = data is not None and data.trust_remote_code
     allowed = services.settings.allow_remote_code
     check_permitted(name, trusted=trusted, allowed=allowed)
-    if wanted is None and trusted:
+    engine, precision = (data.engine, data.precision) if data else (None, None)
+    choice = parse_choice(engine, precision)
+    if wanted is None and (trusted or engine or precision):
         wanted = services.store.get(name).current_version
     if wanted is not None:
-        wanted = ensure_version(services.store, name, wanted, trust_remote_code=trusted).version
+        wanted = ensure_version(
+            services.store, name, wanted, trust_remote_code=trusted, engine_choice=choice
+        ).version
+        if engine or precision:
+            services.installer.choose_engine(name, wanted, choice)
     return accepted(services.installer.install(name, wanted))
 
 

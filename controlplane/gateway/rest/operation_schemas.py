@@ -110,7 +110,7 @@ class OperationResponse(msgspec.Struct, kw_only=True):
     """
 
     id: str
-    kind: Literal["install", "sync", "verify"]
+    kind: Literal["install", "sync", "verify", "tune"]
     status: Literal["pending", "running", "succeeded", "failed", "cancelled"]
     message: str
     attempts: int

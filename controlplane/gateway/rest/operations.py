@@ -42,7 +42,9 @@ _RETRY_MILLISECONDS = 2000
 async def list_operations(
     services: GivenServices,
     model_id: Annotated[str | None, QueryParameter(description="Only of this model.")] = None,
-    kind: Annotated[str | None, QueryParameter(description="install, sync or verify.")] = None,
+    kind: Annotated[
+        str | None, QueryParameter(description="install, sync, verify or tune.")
+    ] = None,
     status: Annotated[
         str | None,
         QueryParameter(

@@ -27,6 +27,18 @@ Version = Annotated[
     str,
     Meta(description="Tag, branch, commit or semantic version.", examples=["main"]),
 ]
+EngineName = Annotated[
+    str,
+    Meta(
+        description="What runs an exported model: onnxruntime, openvino, torchscript; auto, or "
+        "left out: the fastest on this machine that computes the same.",
+        examples=["openvino"],
+    ),
+]
+PrecisionName = Annotated[
+    str,
+    Meta(description="fp32, bf16, fp16, int8 (only when asked for), or auto.", examples=["bf16"]),
+]
 KeepLoaded = Annotated[
     bool, Meta(description="It stays in memory: it is never evicted, and comes back by itself.")
 ]

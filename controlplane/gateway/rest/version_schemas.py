@@ -10,7 +10,17 @@ from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.gateway.rest.model_schemas import Requirements
 from controlplane.gateway.rest.operation_schemas import OperationResponse
-from controlplane.gateway.rest.schemas import Id, Json, Request, Version, present, without_nulls
+from controlplane.gateway.rest.schemas import (
+    EngineName,
+    Id,
+    Json,
+    PrecisionName,
+    Request,
+    Version,
+    present,
+    without_nulls,
+)
+from controlplane.registry.engine_choice import parse_choice
 
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import ResidentView
@@ -31,6 +41,8 @@ class AddVersionRequest(Request):
             "it (allow_remote_code)."
         ),
     ] = False
+    engine: EngineName | None = None
+    precision: PrecisionName | None = None
 
     def fields(self) -> Json:
         """Arguments of `ModelStore.add_version`."""
@@ -40,6 +52,7 @@ class AddVersionRequest(Request):
             "resource_requirements": None if needs is None else needs.to_domain(),
             "created_by": self.created_by,
             "trust_remote_code": self.trust_remote_code,
+            "engine_choice": parse_choice(self.engine, self.precision),
         }
 
 

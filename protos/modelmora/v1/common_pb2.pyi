@@ -22,6 +22,7 @@ class TaskType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_TYPE_QUESTION_ANSWERING: _ClassVar[TaskType]
     TASK_TYPE_IMG2EMBED: _ClassVar[TaskType]
     TASK_TYPE_CUSTOM: _ClassVar[TaskType]
+    TASK_TYPE_PLUGIN: _ClassVar[TaskType]
 TASK_TYPE_UNSPECIFIED: TaskType
 TASK_TYPE_TXT2EMBED: TaskType
 TASK_TYPE_TXT2TXT: TaskType
@@ -35,6 +36,7 @@ TASK_TYPE_OBJECT_DETECTION: TaskType
 TASK_TYPE_QUESTION_ANSWERING: TaskType
 TASK_TYPE_IMG2EMBED: TaskType
 TASK_TYPE_CUSTOM: TaskType
+TASK_TYPE_PLUGIN: TaskType
 
 class ResourceRequirements(_message.Message):
     __slots__ = ("memory_mb", "gpu_vram_mb", "cpu_threads", "gpu_count", "min_memory_mb", "disk_space_mb")

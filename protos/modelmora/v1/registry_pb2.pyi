@@ -28,7 +28,7 @@ VERSION_STATUS_FAILED: VersionStatus
 VERSION_STATUS_EXPORTING: VersionStatus
 
 class Model(_message.Message):
-    __slots__ = ("model_id", "version", "task_type", "resource_requirements", "created_at", "updated_at", "display_name", "description", "status", "config", "id", "catalog_id", "versions", "source_url", "custom_params", "version_number", "pinned", "keep_loaded", "idle_ttl")
+    __slots__ = ("model_id", "version", "task_type", "resource_requirements", "created_at", "updated_at", "display_name", "description", "status", "config", "id", "catalog_id", "versions", "source_url", "custom_params", "version_number", "pinned", "keep_loaded", "idle_ttl", "plugin_task")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class Model(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     KEEP_LOADED_FIELD_NUMBER: _ClassVar[int]
     IDLE_TTL_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_TASK_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     task_type: _common_pb2.TaskType
@@ -67,7 +68,8 @@ class Model(_message.Message):
     pinned: bool
     keep_loaded: bool
     idle_ttl: float
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., id: _Optional[str] = ..., catalog_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., source_url: _Optional[str] = ..., custom_params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., version_number: _Optional[int] = ..., pinned: bool = ..., keep_loaded: bool = ..., idle_ttl: _Optional[float] = ...) -> None: ...
+    plugin_task: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., id: _Optional[str] = ..., catalog_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[ModelVersion, _Mapping]]] = ..., source_url: _Optional[str] = ..., custom_params: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., version_number: _Optional[int] = ..., pinned: bool = ..., keep_loaded: bool = ..., idle_ttl: _Optional[float] = ..., plugin_task: _Optional[str] = ...) -> None: ...
 
 class ModelVersion(_message.Message):
     __slots__ = ("id", "model_id", "version", "checksum", "artifact_uri", "resource_requirements", "framework", "framework_version", "metadata", "created_at", "updated_at", "version_number", "status", "triton_version", "revision", "backend", "engine", "requirements_declared", "measured_memory_mb", "artefact_bytes", "artefact_checksum", "artefact", "error_message", "created_by", "trust_remote_code")
@@ -124,7 +126,7 @@ class ModelVersion(_message.Message):
     def __init__(self, id: _Optional[str] = ..., model_id: _Optional[str] = ..., version: _Optional[str] = ..., checksum: _Optional[str] = ..., artifact_uri: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., framework: _Optional[str] = ..., framework_version: _Optional[str] = ..., metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., version_number: _Optional[int] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., triton_version: _Optional[int] = ..., revision: _Optional[str] = ..., backend: _Optional[str] = ..., engine: _Optional[str] = ..., requirements_declared: bool = ..., measured_memory_mb: _Optional[float] = ..., artefact_bytes: _Optional[int] = ..., artefact_checksum: _Optional[str] = ..., artefact: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., error_message: _Optional[str] = ..., created_by: _Optional[str] = ..., trust_remote_code: bool = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
-    __slots__ = ("model_id", "version", "task_type", "display_name", "description", "source_url", "resource_requirements", "config", "trust_remote_code")
+    __slots__ = ("model_id", "version", "task_type", "display_name", "description", "source_url", "resource_requirements", "config", "trust_remote_code", "plugin_task")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +136,7 @@ class RegisterModelRequest(_message.Message):
     RESOURCE_REQUIREMENTS_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     TRUST_REMOTE_CODE_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_TASK_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     version: str
     task_type: _common_pb2.TaskType
@@ -143,7 +146,8 @@ class RegisterModelRequest(_message.Message):
     resource_requirements: _common_pb2.ResourceRequirements
     config: _struct_pb2.Struct
     trust_remote_code: bool
-    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., source_url: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., trust_remote_code: bool = ...) -> None: ...
+    plugin_task: str
+    def __init__(self, model_id: _Optional[str] = ..., version: _Optional[str] = ..., task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., display_name: _Optional[str] = ..., description: _Optional[str] = ..., source_url: _Optional[str] = ..., resource_requirements: _Optional[_Union[_common_pb2.ResourceRequirements, _Mapping]] = ..., config: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., trust_remote_code: bool = ..., plugin_task: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("model_id",)
@@ -152,14 +156,16 @@ class GetModelRequest(_message.Message):
     def __init__(self, model_id: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ("task_type", "status", "pagination")
+    __slots__ = ("task_type", "status", "pagination", "plugin_task")
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     PAGINATION_FIELD_NUMBER: _ClassVar[int]
+    PLUGIN_TASK_FIELD_NUMBER: _ClassVar[int]
     task_type: _common_pb2.TaskType
     status: VersionStatus
     pagination: _common_pb2.PaginationRequest
-    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., pagination: _Optional[_Union[_common_pb2.PaginationRequest, _Mapping]] = ...) -> None: ...
+    plugin_task: str
+    def __init__(self, task_type: _Optional[_Union[_common_pb2.TaskType, str]] = ..., status: _Optional[_Union[VersionStatus, str]] = ..., pagination: _Optional[_Union[_common_pb2.PaginationRequest, _Mapping]] = ..., plugin_task: _Optional[str] = ...) -> None: ...
 
 class ListModelsResponse(_message.Message):
     __slots__ = ("models", "pagination")

@@ -1,0 +1,1 @@
+"""The task `echo`: an example of a plugin (docs/extending.md)."""
