@@ -134,19 +134,16 @@ class Application:
         metrics = Metrics(bus, scheduler)
         locking = Locking(store, LockStore(db, bus), settings.data_dir.absolute() / "downloads")
         lock_operations = self._lock_operations(locking, store, installer, scheduler)
+        inference = InferenceService(
+            store, scheduler, client, bus, settings=settings, suspect=monitor.suspect
+        )
+        self._exit.callback(inference.close)
         self.services = Services(
             settings=settings,
             store=store,
             installer=installer,
             scheduler=scheduler,
-            inference=InferenceService(
-                store,
-                scheduler,
-                client,
-                bus,
-                request_timeout=settings.request_timeout,
-                suspect=monitor.suspect,
-            ),
+            inference=inference,
             server=server,
             client=client,
             bus=bus,

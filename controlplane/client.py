@@ -39,6 +39,7 @@ from controlplane.client_http import (
 from controlplane.client_operations import vectors
 from controlplane.client_sse import Listen
 from controlplane.client_steps import Call, Pause, Steps
+from controlplane.client_streaming import AsyncStreaming, InferEvent, Streaming
 from controlplane.client_types import (
     InstallFailed,
     ModelMoraApiError,
@@ -50,6 +51,7 @@ from controlplane.client_types import (
 
 __all__ = [
     "AsyncModelMoraClient",
+    "InferEvent",
     "InstallFailed",
     "ModelMoraApiError",
     "ModelMoraClient",
@@ -103,7 +105,7 @@ def _documented(method: F, describe: Callable[..., Any]) -> F:
     return method
 
 
-class ModelMoraClient:
+class ModelMoraClient(Streaming):
     """Talks to a ModelMora server; a context manager, usable from several threads.
 
     Every method raises `ModelMoraApiError` for what the server refuses and `ServerUnreachable`
@@ -222,7 +224,7 @@ class ModelMoraClient:
                     return
 
 
-class AsyncModelMoraClient:
+class AsyncModelMoraClient(AsyncStreaming):
     """As `ModelMoraClient`, with coroutine methods; an async context manager."""
 
     install = _async(background.install)

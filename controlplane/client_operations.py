@@ -118,7 +118,8 @@ def infer(
     """Run one inference; an unloaded model is loaded first.
 
     Args:
-        input_data: by task; for txt2embed `{"text": "…"}` or `{"text": ["…", …]}`.
+        input_data: by task; for txt2embed `{"text": "…"}` or `{"text": ["…", …]}`; images and
+            recordings as base64 (docs/inference.md, or GET /api/v1/models/…/schema).
         parameters: by task; for txt2embed `{"normalize": true}`.
         priority: critical, high, medium (the default) or low.
         timeout_seconds: 1 to 600; None takes the server's setting.

@@ -206,12 +206,17 @@ class Unloaded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InferMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in milliseconds; `inference_time_ms` is Triton's part of `total_time_ms`."""
+    """Times in milliseconds; `inference_time_ms` is Triton's part of `total_time_ms`.
+
+    Attributes:
+        usage: prompt_tokens, completion_tokens, total_tokens, of tasks that count them.
+    """
 
     inference_time_ms: float | None = None
     total_time_ms: float | None = None
     batch_size: int | None = None
     device: str | None = None
+    usage: dict[str, int] | None = None
 
 
 class InferResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -351,14 +351,15 @@ class TritonModelInvalid(ModelMoraError):
 
 
 class NoRestInference(ModelMoraError):
-    """The model's tensors are its own, so that our REST inference has no words for them."""
+    """The model's tensors are its own, and a single request in JSON cannot be put to it."""
 
     code = "NO_REST_INFERENCE"
 
     def __init__(self, model_id: str, task_type: str) -> None:
         super().__init__(
-            f"Model {model_id!r} is a ready-made Triton model ({task_type}) with tensors of its "
-            f"own. Call it over Triton's protocol: POST /v2/models/{model_id.replace('/', '--')}"
+            f"Model {model_id!r} ({task_type}) cannot be asked over REST: it keeps sequences, or "
+            "its tensors are not known or have no form in JSON. Call it over Triton's protocol: "
+            f"POST /v2/models/{model_id.replace('/', '--')}"
             "/infer, or any Triton client over HTTP or gRPC.",
             model_id=model_id,
             task_type=task_type,

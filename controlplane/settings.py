@@ -52,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             were registered with trust_remote_code.
         allow_http: sources over http://, which anybody on the way can change.
         allow_private_sources: sources at addresses of private networks and of this machine.
+        allow_url_inputs: fetch images and recordings that an inference's input names by address, by
+            the rules of sources (allow_http, allow_private_sources).
         max_source_mb: largest source of a version; also the largest archive.
         ready_model_dirs: folders whose ready-made Triton models may run, whoever owns them.
         allow_remote_ready_models: run ready-made Triton models from archives and S3.
@@ -86,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allow_remote_code: bool = False
     allow_http: bool = False
     allow_private_sources: bool = False
+    allow_url_inputs: bool = False
     max_source_mb: int = 100_000
     ready_model_dirs: tuple[str, ...] = ()
     allow_remote_ready_models: bool = False

@@ -60,7 +60,8 @@ class BackgroundTriton:
     same loop runs.
     """
 
-    def __init__(self, server_dir: Path) -> None:
+    def __init__(self, server_dir: Path, package: Path | None = None) -> None:
+        self._package = package
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="triton", daemon=True)
         self._thread.start()
@@ -68,7 +69,8 @@ class BackgroundTriton:
         self.server: EmbeddedTriton = self.call(self._start(server_dir))
 
     async def _start(self, server_dir: Path) -> EmbeddedTriton:
-        server = EmbeddedTriton(server_dir / "repository", server_dir / "state")
+        more = {} if self._package is None else {"package": self._package}
+        server = EmbeddedTriton(server_dir / "repository", server_dir / "state", **more)
         await server.start()
         return server
 

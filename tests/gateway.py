@@ -89,12 +89,20 @@ class Gateway:
     def grpc_address(self) -> str:
         return f"127.0.0.1:{self.grpc_port}"
 
-    def add_model(self, model_id: str, version: str = "main", *, ready: bool = True) -> None:
+    def add_model(
+        self,
+        model_id: str,
+        version: str = "main",
+        *,
+        ready: bool = True,
+        task_type: str = "txt2embed",
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
         """Register a model and, unless told otherwise, take it as installed."""
         store = self.services.store
-        store.register(NewModel(model_id=model_id, task_type="txt2embed", version=version))
+        store.register(NewModel(model_id=model_id, task_type=task_type, version=version))
         if ready:
-            make_ready(store, model_id, version)
+            make_ready(store, model_id, version, manifest)
 
     def leases(self, model_id: str) -> int:
         """Requests that hold the model now."""
@@ -102,12 +110,14 @@ class Gateway:
         return view.active_requests if view else 0
 
 
-def make_ready(store: ModelStore, model_id: str, version: str) -> None:
+def make_ready(
+    store: ModelStore, model_id: str, version: str, manifest: dict[str, Any] | None = None
+) -> None:
     """Move a registered version to ready, as an installation would."""
     store.set_status(model_id, version, "downloading")
     store.pin(model_id, version, revision=None, checksum=CHECKSUM, artifact_uri="file:///m")
     store.set_status(model_id, version, "exporting")
-    manifest: dict[str, Any] = {
+    manifest = manifest or {
         "backend": "text_embedding",
         "engine": "onnxruntime",
         "text_embedding": {"dimension": 4, "max_seq_length": 128},
@@ -136,9 +146,7 @@ async def running_gateway(
         store=store,
         installer=installer,
         scheduler=scheduler,
-        inference=InferenceService(
-            store, scheduler, client, bus, request_timeout=chosen.request_timeout
-        ),
+        inference=InferenceService(store, scheduler, client, bus, settings=chosen),
         server=server,
         client=client,
         bus=bus,

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from controlplane.cli.base import client_command, split_version
-from controlplane.cli.output import Block, Output, Table
+from controlplane.cli.infer_input import Given, input_data, labels, parameters
+from controlplane.cli.infer_output import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
+    from controlplane.cli.output import Output
     from controlplane.client import ModelMoraClient
-    from controlplane.client_types import InferResult
-
-_SHOWN_NUMBERS = 4
-_SHOWN_CHARACTERS = 40
 
 
 @click.command()
 @click.argument("model", metavar="MODEL_ID[@VERSION]")
-@click.argument("texts", metavar="TEXT...", nargs=-1)
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @click.option("--file", "-f", "file", metavar="FILE", help="One text per line; - is stdin.")
+@click.option("--image", "-i", "images", metavar="FILE", multiple=True, help="May be repeated.")
+@click.option("--audio", "recordings", metavar="FILE", multiple=True, help="May be repeated.")
+@click.option("--context", metavar="TEXT", help="Where the answer to the question is.")
+@click.option("--messages", metavar="FILE", help="A conversation as JSON; - is stdin.")
+@click.option(
+    "--input",
+    "tensors",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Of a model with tensors of its own: JSON, text, or @FILE.",
+)
+@click.option(
+    "--param",
+    "-p",
+    "params",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A parameter; JSON or text.",
+)
 @click.option(
     "--normalize/--no-normalize", default=None, help="Vectors of length 1. Default: as the model."
 )
+@click.option("--stream", is_flag=True, help="Show text, or steps, as they come.")
+@click.option("--output", "-o", metavar="FILE", help="Write the answer there; - is stdout.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="At most 600.")
 @click.option("--priority", metavar="PRIORITY", help="critical, high, medium or low.")
 @client_command
@@ -37,67 +52,37 @@ def infer(
     model: str,
     texts: tuple[str, ...],
     file: str | None,
+    images: tuple[str, ...],
+    recordings: tuple[str, ...],
+    context: str | None,
+    messages: str | None,
+    tensors: tuple[str, ...],
+    params: tuple[str, ...],
     normalize: bool | None,
+    stream: bool,
+    output: str | None,
     timeout: float | None,
     priority: str | None,
 ) -> None:
-    """Run a model on texts; the first request loads it.
+    """Run a model on texts, images, recordings; the first request loads it.
+
+    Without any of them the text is read from stdin.
 
     \b
     Example:
       modelmora infer sentence-transformers/all-MiniLM-L6-v2 "Hello" "Good bye"
-      modelmora infer sentence-transformers/all-MiniLM-L6-v2 -f texts.txt --json
+      modelmora infer ORG/CHAT "Write a poem" -p max_tokens=200 --stream
+      modelmora infer ORG/CLIP --image cat.jpg --json
+      modelmora infer ORG/DIFFUSION "a red fox" -p steps=20 -o fox.png
+      modelmora infer ORG/QA "Who wrote it?" --context "It was written by Ada."
     """
     model_id, version = split_version(model)
-    every = [*texts, *(_lines(file) if file is not None else ())]
-    if not every:
-        raise click.UsageError("Nothing to do: give a TEXT or --file FILE.")
-    parameters = {} if normalize is None else {"normalize": normalize}
-    result = client.infer(
-        model_id,
-        {"text": every},
-        parameters,
-        version=version,
-        timeout_seconds=timeout,
-        priority=priority,
-    )
-    out.result(result, lambda answer: _embeddings(every, answer))
-
-
-def _lines(file: str) -> list[str]:
-    """The file's lines, blank ones left out.
-
-    Raises:
-        click.UsageError: it cannot be read or is not UTF-8.
-    """
-    try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        lines = content.decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise click.UsageError(f"--file {file}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"--file {file}: not UTF-8 text ({error.reason}).") from error
-    return [line.rstrip("\r") for line in lines if line.strip()]
-
-
-def _embeddings(texts: Sequence[str], result: InferResult) -> Iterable[Block]:
-    from controlplane.client_operations import vectors
-
-    found = vectors(result)
-    rows = [
-        (_shortened(text), str(len(vector)), _first_numbers(vector))
-        for text, vector in zip(texts, found, strict=True)
-    ]
-    yield Table(("text", "dimension", "embedding"), rows)
-    times = result.metadata
-    if times.total_time_ms is not None:
-        yield f"{result.model_id}@{result.version}, {times.total_time_ms:.1f} ms"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
-
-
-def _first_numbers(vector: Sequence[float]) -> str:
-    numbers = ", ".join(f"{number:+.4f}" for number in vector[:_SHOWN_NUMBERS])
-    return f"[{numbers}, …]" if len(vector) > _SHOWN_NUMBERS else f"[{numbers}]"
+    asked = Given(texts, file, images, recordings, context, messages, tensors)
+    data = input_data(asked)
+    shown = Shown(out, labels(asked, data), output)
+    more = {"version": version, "timeout_seconds": timeout, "priority": priority}
+    options = parameters(params, normalize)
+    if stream:
+        shown.events(client.stream(model_id, data, options, **more))  # type: ignore[arg-type]
+    else:
+        shown.result(client.infer(model_id, data, options, **more))  # type: ignore[arg-type]

@@ -83,6 +83,13 @@ SETTINGS = (
         "false",
         "flag",
     ),
+    Setting(
+        "allow_url_inputs",
+        "",
+        "Fetch images and recordings that an input of REST inference names by address.",
+        "false",
+        "flag",
+    ),
     Setting("max_source_mb", "MB", "Largest source of a model version.", "100000"),
     Setting(
         "ready_model_dirs",

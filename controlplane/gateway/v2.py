@@ -20,7 +20,7 @@ from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput,
 from controlplane.events import InferenceFinished
 from controlplane.gateway.errors import ClientGone, NotOffered
 from controlplane.gateway.trace import name_model
-from controlplane.inference.tasks import MAX_TIMEOUT_SECONDS
+from controlplane.inference.tasks.limits import MAX_TIMEOUT_SECONDS
 from controlplane.lifecycle.scheduler import DEFAULT_PRIORITY
 from controlplane.lifecycle.state import ModelState
 

@@ -24,6 +24,7 @@ from controlplane.registry.model import (
     TaskType,
     VersionStatus,
 )
+from controlplane.registry.model_form import ModelForm
 from controlplane.registry.rows import query, read_models, version_from
 
 if TYPE_CHECKING:
@@ -312,4 +313,5 @@ def servable(model: Model, version: ModelVersion, *, floating: bool = False) -> 
         need_mb=version.need_mb,
         need_source=version.need_source,
         floating=floating,
+        form=ModelForm.of(version.artefact),
     )

@@ -11,6 +11,7 @@ import msgspec
 
 from controlplane.errors import ValidationFailed
 from controlplane.registry.engine_choice import EngineChoice
+from controlplane.registry.model_form import ModelForm
 from controlplane.registry.names import (
     LATEST,
     MEDIUM,
@@ -217,6 +218,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
         need_source: where `need_mb` comes from, for those who look.
         floating: it was asked for without a version: a switch of the current version may give the
             request to the new one.
+        form: its tensors.
     """
 
     model_id: str
@@ -228,6 +230,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True):
     need_mb: float
     need_source: str = "estimated"
     floating: bool = False
+    form: ModelForm = ModelForm()
 
     @property
     def key(self) -> tuple[str, int]:

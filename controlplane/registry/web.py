@@ -12,6 +12,7 @@ import http.client
 import re
 import socket
 import ssl
+import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -136,6 +137,30 @@ class Web:
             chunks = iter(lambda: response.read1(_CHUNK), b"")
             yield Answer(head.start, chunks, head.size, head.validator)
 
+    def read(self, address: str, most: int, seconds: float) -> bytes:
+        """What lies at an address, in memory: at most `most` bytes, within about `seconds`.
+
+        Raises:
+            Transient: it cannot be had now, or not in that time.
+            SourceRefused: an address, a scheme or the size is not allowed.
+            ArtifactNotAccessible, DownloadFailed: it is not to be had.
+        """
+        deadline = time.monotonic() + seconds
+        headers = {"User-Agent": "modelmora", "Accept-Encoding": "identity"}
+        content = bytearray()
+        with _failures(urlsplit(address).netloc), self._follow(address, headers) as response:
+            _check_status(response, address)
+            size = _head(response).size
+            while len(content) <= most and (chunk := response.read1(_CHUNK)):
+                content += chunk
+                if time.monotonic() > deadline:
+                    raise Transient(f"it was not all there after {seconds:g} s")
+        if len(content) > most:
+            raise SourceRefused(f"{_shown(address)} has more than {most / 1e6:g} MB.")
+        if size is not None and len(content) != size:
+            raise Transient(f"{len(content)} of {size} bytes came")
+        return bytes(content)
+
     @contextmanager
     def _follow(self, address: str, headers: dict[str, str]) -> Iterator[http.client.HTTPResponse]:
         for _ in range(_HOPS + 1):
@@ -234,7 +259,7 @@ def _check_status(response: http.client.HTTPResponse, address: str) -> None:
     status = response.status
     if status in (200, 206):
         return
-    shown = address.partition("?")[0].partition("#")[0]
+    shown = _shown(address)
     if status in RETRIED:
         text = response.getheader("Retry-After") or ""
         raise Transient(f"HTTP {status}", float(text) if text.isdecimal() else None)
@@ -248,6 +273,11 @@ def _check_status(response: http.client.HTTPResponse, address: str) -> None:
     if status in (404, 410):
         raise ArtifactNotAccessible(f"{shown} does not exist (HTTP {status}).")
     raise DownloadFailed(f"{shown} was refused with HTTP {status}.")
+
+
+def _shown(address: str) -> str:
+    """Without what may be a secret: signed addresses have their signature behind the '?'."""
+    return address.partition("?")[0].partition("#")[0]
 
 
 def _head(response: http.client.HTTPResponse) -> _Head:

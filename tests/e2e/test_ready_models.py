@@ -221,14 +221,32 @@ def test_files_beside_the_version_folder_and_modules_come_along(
 # -- its life -------------------------------------------------------------------------------------
 
 
-def test_rest_inference_points_to_the_protocol(service: Service, tmp_path: Path) -> None:
+def test_rest_inference_by_the_tensors_names(service: Service, tmp_path: Path) -> None:
     installed(service, "own/rest", ready_folders.echo(tmp_path / "rest"))
-    answer = httpx.post(
-        f"{service.url}/api/v1/infer/own/rest", json={"input_data": {"text": "hello"}}
-    )
+    url = f"{service.url}/api/v1/infer/own/rest"
+    answer = httpx.post(url, json={"input_data": {"text": "hello"}})
+    assert answer.json()["output_data"] == {"echo": "hello"}
+    many = httpx.post(url, json={"input_data": {"text": ["a", {"base64": "/w=="}]}})
+    assert many.json()["output_data"] == {"results": [{"echo": "a"}, {"echo": {"base64": "/w=="}}]}
+    assert modelmora(service, "infer", "own/rest", "--input", "text=cli").stdout.count("cli") == 1
+
+    installed(service, "own/repeated", ready_folders.repeat(tmp_path / "repeated"))
+    url = f"{service.url}/api/v1/infer/own/repeated"
+    answer = httpx.post(url, json={"input_data": {"count": 3}})
+    assert answer.json()["output_data"] == {"responses": [{"number": n} for n in range(3)]}
+    streamed = httpx.post(url, json={"input_data": {"count": 2}, "stream": True}).text
+    assert streamed.count("event: response") == 2
+    assert streamed.count("event: done") == 1
+
+
+def test_rest_inference_points_to_the_protocol_where_json_cannot_ask(
+    service: Service, tmp_path: Path
+) -> None:
+    installed(service, "own/sequence", ready_folders.running_sum(tmp_path / "sequence"))
+    answer = httpx.post(f"{service.url}/api/v1/infer/own/sequence", json={"input_data": {"x": 1}})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "NO_REST_INFERENCE"
-    assert "/v2/models/own--rest/infer" in answer.json()["error"]["message"]
+    assert "/v2/models/own--sequence/infer" in answer.json()["error"]["message"]
 
 
 def test_installing_again_changes_nothing_and_another_version_takes_the_changed_folder(

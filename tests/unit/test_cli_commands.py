@@ -255,11 +255,12 @@ def test_debug_shows_the_traceback(server: RestServer) -> None:
 def test_unexpected_errors_are_one_line_too(
     server: RestServer, modelmora: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = {**rest.INFERRED, "output_data": {}}
-    server.set("POST", INFER_PATH, (200, empty))
-    result = modelmora("infer", MINILM, "a")
+    broken = {**rest.INFERRED, "output_data": {"embeddings": [None, None], "dimension": 5}}
+    server.set("POST", INFER_PATH, (200, broken))
+    result = modelmora("infer", MINILM, "a", "b")
     assert result.code == exits.FAILED
-    assert result.err == "Error: unexpected KeyError: 'embedding' (see it whole with --debug)\n"
+    assert result.err.startswith("Error: unexpected TypeError: ")
+    assert result.err.endswith(" (see it whole with --debug)\n")
 
 
 # -- install -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.spec import Tag
 from litestar.response import Redirect
 
+from controlplane.gateway.rest.task_schemas import describe_tasks
 from controlplane.gateway.services import GivenServices
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def openapi_document(version: str) -> bytes:
     )
     document = described.openapi_schema.to_schema()
     _polish(document)
+    describe_tasks(document)
     return msgspec.json.encode(document)
 
 

@@ -229,41 +229,6 @@ class UnloadResponse(msgspec.Struct, kw_only=True):
     unloaded: bool = True
 
 
-# -- inference ---------------------------------------------------------------------------------
-
-
-class InferenceRequest(Request):
-    input_data: Annotated[
-        Json,
-        Meta(
-            description='The task\'s input; for txt2embed `{"text": "…"}` or a list of texts.',
-            examples=[{"text": "How do I reset my password?"}],
-        ),
-    ]
-    parameters: Json = {}
-    priority: Annotated[str, Meta(description="critical, high, medium or low.")] = "medium"
-    timeout_seconds: Annotated[
-        float | None, Meta(description="How long to wait for the answer, up to 600 seconds.")
-    ] = None
-    version: Version | None = None
-
-
-class InferenceMetadata(msgspec.Struct, kw_only=True):
-    """Times in milliseconds; the total includes waiting for the model to be loaded."""
-
-    inference_time_ms: float
-    total_time_ms: float
-    batch_size: int
-    device: str
-
-
-class InferenceResponse(msgspec.Struct, kw_only=True):
-    model_id: Id
-    version: Version
-    output_data: Json
-    metadata: InferenceMetadata
-
-
 # -- the system --------------------------------------------------------------------------------
 
 
