@@ -159,5 +159,10 @@ async def _look_into_archive(
         except BaseException:
             remove_tree(folder)  # whole, but not the bytes that are pinned
             raise
-    facts = await asyncio.to_thread(metadata.read_folder, folder)
+    reading = asyncio.ensure_future(asyncio.to_thread(metadata.read_folder, folder))
+    try:
+        facts = await to_its_end(reading)
+    except BaseException:  # given up just now: nobody else would remove it
+        remove_tree(folder)
+        raise
     return Look(facts=facts, source=source, folder=folder)

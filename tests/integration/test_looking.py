@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import tarfile
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -187,6 +188,29 @@ async def test_what_nobody_asks_for_any_more_ends(registry: Registry, web: WebSe
             await enter(registry, f"{web.url}/{name}.tgz", patience=0)
     web.released.set()
     await until(lambda: shop.looks.idle)
+    assert registry.leftovers() == []
+
+
+async def test_what_is_given_up_while_it_is_read_leaves_nothing(
+    registry: Registry, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.files["/m.tgz"] = tarred(SENTENCE)
+    registry.start(**ALLOWED)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(_: Path) -> dict[str, Any]:
+        reading.set()
+        go_on.wait(20)
+        return {}
+
+    monkeypatch.setattr("controlplane.registry.metadata.read_folder", slowly)
+    entering = asyncio.create_task(enter(registry, f"{web.url}/m.tgz", patience=20))
+    await until(reading.is_set)
+    closing = asyncio.create_task(registry.installer.shop.looks.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    await asyncio.gather(entering, return_exceptions=True)
     assert registry.leftovers() == []
 
 
