@@ -6,10 +6,15 @@ Its stub imports torch (some 200 MB and a second); all others do without.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+# Read when torch loads its OpenMP: threads that wait for each other otherwise spin, and where
+# anything else wants the cores, a run takes five to ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from backends.engines import BatchCost
@@ -24,8 +29,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# As ONNX Runtime's on the CPU: PyTorch's own kernels have the same shape of cost, a call costs
-# twice as much (docs/engines.md).
+# As ONNX Runtime's on the CPU; a call goes through more of Python and the interpreter of graphs.
 _CPU_TOKENS_PER_CORE = 320
 _CPU_CALL_TOKENS = 64
 _CUDA_COST = BatchCost(max_tokens=16_384, call_tokens=1_024)
