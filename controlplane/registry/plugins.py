@@ -105,10 +105,11 @@ def require(kind: str, name: str) -> Plugin:
 
 def missing_backend(manifest: Mapping[str, Any]) -> str | None:
     """Why the backend of an artefact cannot be used in this environment; None when it can."""
-    if READY_MADE in manifest:
+    backend = manifest.get("backend")
+    if READY_MADE in manifest or not isinstance(backend, str):
         return None
     try:
-        require(BACKEND, str(manifest.get("backend")))
+        require(BACKEND, backend)
     except PluginUnavailable as error:
         return error.message
     return None

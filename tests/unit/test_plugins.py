@@ -144,6 +144,7 @@ def test_what_nobody_offers() -> None:
         of_backends.find("modelmora.engines", "smell")
     assert "smell" in (plugins.missing_backend({"backend": "smell"}) or "")
     assert plugins.missing_backend({"backend": "text_embedding"}) is None
+    assert plugins.missing_backend({}) is None
     assert plugins.missing_backend({"backend": "onnxruntime", "ready_made": {}}) is None
 
 
