@@ -325,7 +325,7 @@ class TritonClient:
                 "parameters": dict(parameters) if parameters else None,
             }
 
-        # Errors carry a text only. `triton_grpc_error` would give them codes, and kills Triton 24.10:
+        # Errors carry a text only. `triton_grpc_error` would give them codes, and kills Triton:
         # it takes the stream's end for a cancellation (segmentation fault, once in some dozens).
         stream = self._grpc.stream_infer(requests(), stream_timeout=timeout)
         try:
