@@ -21,7 +21,7 @@ from backends.text_generation.generator import Generator
 from controlplane.registry.model import ModelId
 from controlplane.registry.repository import ModelRepository
 from controlplane.triton.client import TritonClient
-from controlplane.triton.failures import RequestRejected, TritonError
+from controlplane.triton.failures import TritonError
 from tests import generation_models as tiny
 
 if TYPE_CHECKING:
@@ -439,7 +439,7 @@ def test_generate_and_generate_stream(published: BackgroundTriton, home: Path) -
 async def test_hostile_requests_get_a_sentence(
     server: Server, text: str | bytes, parameters: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(RequestRejected, match=message.replace("(", r"\(")):
+    with pytest.raises(TritonError, match=message.replace("(", r"\(")):
         await server.ask(LLAMA, text, **parameters)
     (answer,) = await server.ask(LLAMA, "", max_tokens=1)  # empty, but for its first token
     assert answer["completion_tokens"] == 1
@@ -460,7 +460,7 @@ async def test_hostile_conversations_get_a_sentence(
     server: Server, messages: bytes, message: str
 ) -> None:
     inputs = {"messages": np.array([messages], dtype=np.object_)}
-    with pytest.raises(RequestRejected, match=message):
+    with pytest.raises(TritonError, match=message):
         async for _ in server.client.stream(LLAMA.triton_name, 1, inputs, timeout=30):
             pass
 
@@ -468,7 +468,7 @@ async def test_hostile_conversations_get_a_sentence(
 async def test_neither_and_both_inputs_are_refused(server: Server) -> None:
     both = np.array([b"hi"], dtype=np.object_)
     for inputs, found in (({}, "neither"), ({"text_input": both, "messages": both}, "both")):
-        with pytest.raises(RequestRejected, match=f"messages is needed, got {found}"):
+        with pytest.raises(TritonError, match=f"messages is needed, got {found}"):
             async for _ in server.client.stream(LLAMA.triton_name, 1, inputs, timeout=30):
                 pass
 
