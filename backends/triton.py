@@ -138,6 +138,9 @@ def arrays(request: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
-def send_last(sender: Any, response: Any) -> None:
-    """Send a decoupled request's last response."""
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def send_last(sender: Any, response: Any | None) -> None:
+    """Send a decoupled request's last response; None only says that there are no more."""
+    if response is None:
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    else:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
