@@ -126,7 +126,7 @@ class TritonPythonModel:
 
     def txt2img(self, given, options):
         steps = options.get("steps", 3)
-        for step in range(1, steps):
+        for step in range(1, steps + 1):
             yield {"step": whole(step), "steps": whole(steps)}
         content = b"\\x89PNG" + json.dumps(options, sort_keys=True).encode()
         yield {"image_output": texts(content), "step": whole(steps), "steps": whole(steps)}

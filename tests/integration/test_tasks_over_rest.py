@@ -291,7 +291,8 @@ async def test_text_comes_in_pieces(rest: Rest, gateway: Gateway) -> None:
 async def test_images_tell_of_their_steps(rest: Rest) -> None:
     told = await rest.events("txt2img", {"prompt": "cat"}, parameters={"steps": 3})
     assert [data for name, data in told if name == "progress"] == [
-        {"step": step, "steps": 3} for step in (1, 2, 3)
+        {"step": step, "steps": 3}
+        for step in (1, 2, 3)  # once each
     ]
     assert told[-1][1]["output_data"]["format"] == "png"
 

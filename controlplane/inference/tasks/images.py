@@ -36,7 +36,8 @@ def _answer(outputs: Outputs) -> Answer:
 
 
 def _progress(outputs: Outputs) -> Event | None:
-    if "step" not in outputs or "steps" not in outputs:
+    # the last response repeats its step beside the image, which `done` tells of
+    if "image_output" in outputs or "step" not in outputs or "steps" not in outputs:
         return None
     data = {"step": first(outputs, "step"), "steps": first(outputs, "steps")}
     return Event(name="progress", data=data)
