@@ -63,7 +63,7 @@ class Natives:
             TritonError: with Triton's reason.
             OSError: a file of the artefact cannot be read.
         """
-        member = self._repository.native_member(name, number)
+        member = self._repository.native_member(name, number) if self._wanted else None
         if member is None:
             return
         began = time.monotonic()
