@@ -97,6 +97,16 @@ def failed(error: BackendError) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
 
 
+def failed_on_stream(error: BackendError) -> Any:
+    """As `failed`, of a decoupled model.
+
+    A gRPC stream carries an error's text but not its code; the text says then whose fault it is,
+    in gRPC's word for it, so that the REST API can answer 400.
+    """
+    marked = InputError(f"[INVALID_ARGUMENT] {error}") if isinstance(error, InputError) else error
+    return failed(marked)
+
+
 def answer_together(
     requests: Sequence[Any],
     read: Callable[[Any], Any],

@@ -49,7 +49,7 @@ class TritonPythonModel:
                     self._painter.defaults,
                 )
             except InputError as error:
-                triton.send_last(sender, triton.failed(error))
+                triton.send_last(sender, triton.failed_on_stream(error))
                 continue
             self._queue.put((read, sender))
 
@@ -57,7 +57,7 @@ class TritonPythonModel:
         """End the work; what still waits is told so."""
         for _, sender in self._queue.stop():
             gone = RequestAbandoned("The model was unloaded.")
-            triton.send_last(sender, triton.failed(gone))
+            triton.send_last(sender, triton.failed_on_stream(gone))
 
     def _paint(self, job: tuple[PictureRequest, Any]) -> None:
         request, sender = job
@@ -78,11 +78,11 @@ class TritonPythonModel:
         except RequestAbandoned as error:
             # To a client that is gone nothing: Triton would keep a response that it cannot
             # deliver, and with it the model in memory until another stream comes.
-            response = None if sender.is_cancelled() else triton.failed(error)
+            response = None if sender.is_cancelled() else triton.failed_on_stream(error)
         except BackendError as error:
-            response = triton.failed(error)
+            response = triton.failed_on_stream(error)
         except Exception as error:  # noqa: BLE001 - the thread must live, and the client know
-            response = triton.failed(EngineError(f"The backend broke: {error}."))
+            response = triton.failed_on_stream(EngineError(f"The backend broke: {error}."))
         triton.send_last(sender, response)
 
 

@@ -83,7 +83,7 @@ class _Answer:
         self._last(pb_utils.InferenceResponse(tensors))
 
     def fail(self, error: BackendError) -> None:
-        self._last(triton.failed(error))
+        self._last(triton.failed_on_stream(error))
 
     def is_gone(self) -> bool:
         return bool(self._sender.is_cancelled())

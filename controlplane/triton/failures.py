@@ -75,9 +75,15 @@ _BY_CODE: dict[str, type[TritonError]] = {
 }
 
 
+# How our decoupled backends say it where there is no code (backends/triton.py).
+_MARKED = re.compile(r"\[INVALID_ARGUMENT\] (.*)", re.DOTALL)
+
+
 def failure_of(status: str | None, message: str | None) -> TritonError:
     """The failure that a gRPC status ("StatusCode.NOT_FOUND") and its text stand for."""
     text = message or "no message"
+    if marked := _MARKED.search(text):
+        return RequestRejected(marked[1])
     for pattern, kind in _BY_TEXT:
         if pattern.search(text):
             return kind(text)

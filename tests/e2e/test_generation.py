@@ -111,6 +111,14 @@ def test_generate_and_generate_stream_through_the_gateway(service: Service, expe
     assert "max_tokens must be a whole number" in faulty.text
 
 
+def test_what_only_the_model_knows_to_be_wrong_is_the_clients_fault(service: Service) -> None:
+    body = {"input_data": {"prompt": "river " * 5000}}
+    answer = httpx.post(f"{service.url}/api/v1/infer/{LLAMA}", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "INVALID_INPUT"
+    assert "tokens" in answer.json()["error"]["message"]
+
+
 def test_an_image_is_described(service: Service) -> None:
     from PIL import Image
 
