@@ -102,17 +102,22 @@ class Served:
 async def served(
     name: str, artefact: Path, triton: BackgroundTriton, client: TritonClient
 ) -> AsyncIterator[Served]:
-    """A model that is loaded, and gone afterwards: its process too."""
+    """A model that is loaded, and gone afterwards: its process too.
+
+    Unloaded as the product does it: Triton 2.51 at times keeps a response of a cancelled stream,
+    and with it the model, until its process is killed.
+    """
     from controlplane.lifecycle.memory import alive
-    from tests.hub import wait_until
+    from controlplane.lifecycle.unloading import Unloading
 
     model = Served(name, artefact, triton, client)
+    unloading = Unloading(client, triton.server, model.repository)
     try:
         await model.load()
+        unloading.note_process((model.name, 1))
         pid = model.pid()
         yield model
-        await client.unload(model.name, timeout=30)
-        wait_until(lambda: not alive(pid))
     finally:
-        await client.unload(model.name, timeout=30)
+        await unloading.unload(model.name, 1, timeout=10)
         model.repository.remove(model.id)
+    assert not alive(pid)
