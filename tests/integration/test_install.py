@@ -294,6 +294,18 @@ def _step(registry: Registry, model_id: str = MODEL) -> str | None:
     return progress.step if progress else None
 
 
+def arriving(home: Path, size: int) -> bool:
+    """Whether so many bytes of a file are there that has not come whole.
+
+    Not by the progress: it tells of one file at a time, and others may come after the one that
+    stalls.
+    """
+    try:
+        return any(part.stat().st_size == size for part in home.rglob("partial/*"))
+    except FileNotFoundError:  # one that came whole just now
+        return False
+
+
 # -- converters that misbehave -----------------------------------------------------------------
 
 

@@ -348,14 +348,17 @@ async def test_uninstalling_ends_the_operation(tmp_path: Path, source: str) -> N
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.test_install import HANGS, MODEL, Registry, _step, until
+from tests.integration.test_install import HANGS, MODEL, Registry, _step, arriving, until
 
 async def main():
     registry = Registry(Path(sys.argv[1]), HANGS)
     registry.start()
     registry.register()
     print(registry.installer.install(MODEL).id, flush=True)
-    await until(lambda: str(_step(registry)) == sys.argv[2])
+    if sys.argv[2] == "model.safetensors":
+        await until(lambda: arriving(registry.settings.data_dir, 1000))
+    else:
+        await until(lambda: str(_step(registry)) == sys.argv[2])
     print("there", flush=True)
     await asyncio.sleep(600)
 
@@ -369,8 +372,13 @@ def killed(home: Path, step: str, server_code: str = SERVER) -> str:
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, text=True) as server:
         assert server.stdout is not None
-        # among the server's log
-        words = [line.strip() for line in iter(server.stdout.readline, "there\n")]
+        words = []
+        for line in server.stdout:  # among the server's log
+            if line == "there\n":
+                break
+            words.append(line.strip())
+        else:
+            pytest.fail(f"the server ended before it was {step!r}")
         children = psutil.Process(server.pid).children()
         server.kill()
     for child in children:

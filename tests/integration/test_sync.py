@@ -155,7 +155,7 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 import controlplane.registry.sync as sync
-from tests.integration.test_install import HANGS, _step, until
+from tests.integration.test_install import HANGS, _step, arriving, until
 from tests.integration.test_operations import CONVERTS
 from tests.integration.test_sync import Locked
 
@@ -180,7 +180,7 @@ async def main():
     begun = machine.operations.sync(machine.locking.locks.get("default"), prune=True)
     print(begun.id, flush=True)
     if phase == "download":
-        await until(lambda: _step(machine) == "model.safetensors")
+        await until(lambda: arriving(machine.settings.data_dir, 1000))
         await there()
     if phase in ("conversion", "repair"):
         await until(lambda: _step(machine) == "load")
