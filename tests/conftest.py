@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> tuple[int, int]:
     name = item.path.relative_to(TESTS).as_posix()
     return LONG.index(name) if name in LONG else len(LONG), FOLDERS.index(name.split("/")[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    """Backends and converters that run in the test process set variables for their frameworks
+    (that there is no hub, for one): the servers that later files start must not inherit them."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name not in before]:
+        if name != "PYTEST_CURRENT_TEST":
+            del os.environ[name]
+    changed = {name: value for name, value in before.items() if os.environ.get(name) != value}
+    os.environ.update(changed)
 
 
 @pytest.fixture(scope="session", autouse=True)

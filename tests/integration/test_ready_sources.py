@@ -57,6 +57,10 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         client.put_object(Bucket="models", Key=name, Body=content)
         for name, content in files.items()
     ]
+    # moto keeps buckets for the whole process, whatever server they were made through
+    for item in client.list_objects_v2(Bucket="models").get("Contents", ()):
+        client.delete_object(Bucket="models", Key=item["Key"])
+    client.delete_bucket(Bucket="models")
     client.close()
     server.stop()
 
