@@ -35,8 +35,9 @@ _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 
 
 class Run(NamedTuple):
-    """One way for a moment: requests per second, and the median of their seconds."""
+    """One way for a moment: requests, requests per second, and the median of their seconds."""
 
+    count: int
     per_second: float
     p50: float
 
@@ -82,7 +83,7 @@ async def drive(
 
     await asyncio.gather(*[worker(number) for number in range(in_flight)])
     passed = time.perf_counter() - start
-    return Run(len(latencies) / passed, statistics.median(latencies))
+    return Run(len(latencies), len(latencies) / passed, statistics.median(latencies))
 
 
 async def compare(
@@ -98,6 +99,7 @@ async def compare(
         await drive(gateway, ours, 64, 1.0)  # the model is loaded, memory arenas warm up
         await drive(direct, theirs, 64, 1.0)
         for in_flight in IN_FLIGHT:
+            used = setting.processor_seconds(service)
             runs = [
                 (
                     await drive(direct, theirs, in_flight, options.seconds),
@@ -105,7 +107,10 @@ async def compare(
                 )
                 for _ in range(options.rounds)
             ]
-            rows.append(_row(in_flight, runs))
+            used = setting.processor_seconds(service) - used
+            rows.append(
+                [*_row(in_flight, runs), f"{used / sum(g.count for _, g in runs) * 1e6:.0f}"]
+            )
     return rows
 
 
@@ -127,23 +132,25 @@ class Options(NamedTuple):
 
     rounds: int
     seconds: float
+    only: str
 
 
 async def measure(service: Service, options: Options) -> None:
     """Print a table for each model."""
     header = ["in flight", "private port /s", "gateway /s", "ratio", "p50 ms", "added p50 ms"]
+    header.append("gateway processor µs")
     with service.client() as control, tempfile.TemporaryDirectory() as folder:
         source = trivial_model(Path(folder), "trivial")
         control.install(TRIVIAL, source_url=source.as_uri(), timeout=60)
         private = control.status().triton["grpc_url"]
         trivial_name = TRIVIAL.replace("/", "--")
-        for title, ours, theirs in (
-            ("MiniLM, 17 tokens", minilm_requests(setting.MODEL), setting.TRITON_NAME),
-            ("Trivial model", trivial_requests(TRIVIAL), trivial_name),
+        for title, make, name, private_name in (
+            ("MiniLM, 17 tokens", minilm_requests, setting.MODEL, setting.TRITON_NAME),
+            ("Trivial model", trivial_requests, TRIVIAL, trivial_name),
         ):
-            make = minilm_requests if theirs == setting.TRITON_NAME else trivial_requests
-            rows = await compare(service, private, ours, make(theirs), options)
-            setting.print_table(title, header, rows)
+            if options.only.lower() in title.lower():
+                rows = await compare(service, private, make(name), make(private_name), options)
+                setting.print_table(title, header, rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,11 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="per way and round")
+    parser.add_argument("--only", choices=["minilm", "trivial"], default="", help="one model alone")
     given = parser.parse_args(arguments)
     setting.print_machine()
     uvloop.install()
-    with setting.running_service() as service:
-        asyncio.run(measure(service, Options(given.rounds, given.seconds)))
+    with setting.running_service(install=given.only != "trivial") as service:
+        asyncio.run(measure(service, Options(given.rounds, given.seconds, given.only)))
 
 
 if __name__ == "__main__":

@@ -266,11 +266,17 @@ class TritonRestored(DomainEvent, frozen=True, kw_only=True):
 
 
 class InferenceFinished(DomainEvent, frozen=True, kw_only=True):
-    """One inference call ended, over any transport. `status`: success or error."""
+    """One inference call ended, over any transport. `status`: success or error.
+
+    It is counted by listeners and kept by nobody: there may be thousands a second, so none is
+    given an id.
+    """
 
     event_type = "inference.finished"
     aggregate_type = INFERENCE
     stored = False
+    aggregate_id: str = _ONLY_ONES[INFERENCE]
+    event_id: str = ""
     model_id: str
     task_type: str
     protocol: str
@@ -315,16 +321,25 @@ class EventBus:
 
     def __init__(self) -> None:
         self._handlers: dict[type[DomainEvent], list[Callable[[Any], None]]] = defaultdict(list)
+        # Who listens to a class and to those it is derived from; looked up for each request.
+        self._listeners: dict[type[DomainEvent], tuple[Callable[[Any], None], ...]] = {}
 
     def subscribe(self, event_class: type[E], handler: Callable[[E], None]) -> None:
         """Have `handler` called for each event of `event_class` or of its subclasses."""
         self._handlers[event_class].append(handler)
+        self._listeners.clear()
 
     def publish(self, event: DomainEvent) -> None:
         """Tell all listeners. A listener that raises is logged; the publisher goes on."""
-        for event_class in type(event).__mro__:
-            for handler in self._handlers.get(event_class, ()):
-                try:
-                    handler(event)
-                except Exception:
-                    log.exception("event listener failed", event_type=event.event_type)
+        listeners = self._listeners.get(type(event))
+        if listeners is None:
+            listeners = self._listeners[type(event)] = self._listening_to(type(event))
+        for handler in listeners:
+            try:
+                handler(event)
+            except Exception:
+                log.exception("event listener failed", event_type=event.event_type)
+
+    def _listening_to(self, event_class: type[DomainEvent]) -> tuple[Callable[[Any], None], ...]:
+        handlers = self._handlers
+        return tuple(h for base in event_class.__mro__ for h in handlers.get(base, ()))

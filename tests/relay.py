@@ -20,9 +20,10 @@ import h2.errors
 import h2.events
 import h2.settings
 
-from controlplane.errors import ModelNotFound
+from controlplane.errors import ModelMoraError, ModelNotFound
 from controlplane.events import EventBus, InferenceFinished
 from controlplane.gateway.grpc_relay.relay import Relay
+from controlplane.gateway.infer_scan import InferScan, KnownHeads
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.registry.model import Servable, TaskType
@@ -31,6 +32,8 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from controlplane.gateway.wire import Names
 
 PREFIX = "/inference.GRPCInferenceService/"
 
@@ -124,6 +127,30 @@ class EchoTriton(grpc.GenericRpcHandler):
             yield message
 
 
+class KnowsAll(KnownHeads):
+    """Finds the names of every whole message: all that can be is passed in one step.
+
+    What may be found is `KnownHeads`' own affair (test_infer_scan.py); here all requests go the
+    way of those that are alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = 0
+
+    def find(self, message: bytes, start: int) -> Names | None:
+        scan = InferScan()
+        try:
+            scan.feed(message[start:])
+            scan.finish()
+        except ModelMoraError:
+            return None
+        if scan.in_sequence or scan.priority or scan.timeout_us:
+            return None
+        self.found += 1
+        return scan.names
+
+
 @dataclasses.dataclass
 class World:
     """A relay and what stands around it."""
@@ -153,8 +180,12 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def running_relay(**settings: Any) -> AsyncIterator[World]:
-    """A relay in this event loop."""
+async def running_relay(*, known: bool = False, **settings: Any) -> AsyncIterator[World]:
+    """A relay in this event loop.
+
+    Args:
+        known: requests are taken for such as have come before.
+    """
     bus = EventBus()
     finished: list[InferenceFinished] = []
     bus.subscribe(InferenceFinished, finished.append)
@@ -173,6 +204,8 @@ async def running_relay(**settings: Any) -> AsyncIterator[World]:
     )
     endpoints.grpc_url = f"127.0.0.1:{triton.port}"
     relay = Relay(services)
+    if known:
+        relay.known_heads = KnowsAll()
     port = await relay.open("127.0.0.1", 0)
     try:
         yield World(relay, triton, effects, scheduler, finished, suspects, port)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
 import uuid
 
@@ -35,8 +35,11 @@ def choose_trace_id(header: str | None, traceparent: str | None) -> str:
 
 
 def _new_id() -> str:
-    """A random UUID (RFC 9562 §5.4) as text, at a third of what the `uuid` module takes."""
-    digits = os.urandom(16).hex()
+    """A random UUID (RFC 9562 §5.4) as text, at a fifth of what the `uuid` module takes.
+
+    It is no secret: the interpreter's own generator, seeded by the system, will do.
+    """
+    digits = f"{random.getrandbits(128):032x}"
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import structlog
@@ -92,12 +92,35 @@ class Terms(NamedTuple):
     priority: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Outcome:
-    """How a call ended, for the metrics; `error_code` None means well."""
+    """An inference under way, and how it ended: `error_code` None means well.
 
+    Attributes:
+        started: on `time.perf_counter()`.
+    """
+
+    services: Services
+    servable: Servable
+    protocol: str
+    started: float = field(default_factory=time.perf_counter)
     error_code: str | None = None
     batch_size: int | None = None
+
+    def publish(self) -> None:
+        """Tell the metrics."""
+        servable = self.servable
+        self.services.bus.publish(
+            InferenceFinished(
+                model_id=servable.model_id,
+                task_type=str(servable.task_type),
+                protocol=self.protocol,
+                status="error" if self.error_code else "success",
+                duration_seconds=time.perf_counter() - self.started,
+                batch_size=self.batch_size,
+                error_code=self.error_code,
+            )
+        )
 
 
 def resolve(services: Services, name: str, version: str | None) -> Servable:
@@ -269,8 +292,7 @@ def counted(services: Services, servable: Servable, protocol: str) -> Iterator[O
 
     An error that is passed on from Triton rather than raised is noted in the outcome.
     """
-    outcome = Outcome()
-    started = time.perf_counter()
+    outcome = Outcome(services, servable, protocol)
     try:
         yield outcome
     except ModelMoraError as error:
@@ -283,14 +305,4 @@ def counted(services: Services, servable: Servable, protocol: str) -> Iterator[O
         outcome.error_code = outcome.error_code or ModelMoraError.code
         raise
     finally:
-        services.bus.publish(
-            InferenceFinished(
-                model_id=servable.model_id,
-                task_type=str(servable.task_type),
-                protocol=protocol,
-                status="error" if outcome.error_code else "success",
-                duration_seconds=time.perf_counter() - started,
-                batch_size=outcome.batch_size,
-                error_code=outcome.error_code,
-            )
-        )
+        outcome.publish()

@@ -112,15 +112,6 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_varint(message: Buffer, at: int) -> int:
-    """The number that begins there.
-
-    Raises:
-        MalformedMessage: it is cut off or too long.
-    """
-    return _varint(message, at)[0]
-
-
 def fields(message: Buffer) -> Iterator[Field]:
     """The top-level fields in their order; a group counts as one field.
 
@@ -136,7 +127,7 @@ def fields(message: Buffer) -> Iterator[Field]:
 
 
 def _tag(message: Buffer, at: int) -> tuple[int, int, int]:
-    tag, at = _varint(message, at)
+    tag, at = decoded_varint(message, at)
     if tag > _MAX_TAG or tag >> 3 == 0:
         raise MalformedMessage("a field has an impossible number")
     return tag >> 3, tag & 7, at
@@ -151,9 +142,9 @@ def _value(
         return at, end, after
     start, end = at, at
     if wire_type == VARINT:
-        end = _varint(message, at)[1]
+        end = decoded_varint(message, at)[1]
     elif wire_type == LENGTH:
-        length, start = _varint(message, at)
+        length, start = decoded_varint(message, at)
         end = start + length
     elif wire_type in (_FIXED64, _FIXED32):
         end = at + (8 if wire_type == _FIXED64 else 4)
@@ -179,7 +170,12 @@ def _group(message: Buffer, at: int, number: int, depth: int) -> tuple[int, int]
     raise MalformedMessage("the message is cut off")
 
 
-def _varint(message: Buffer, at: int) -> tuple[int, int]:
+def decoded_varint(message: Buffer, at: int) -> tuple[int, int]:
+    """The number that begins there, and where it ends.
+
+    Raises:
+        MalformedMessage: it is cut off or too long.
+    """
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

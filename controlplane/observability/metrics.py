@@ -64,6 +64,8 @@ class Metrics:
         self._writing, self._gc_was_on = 0, True
         ProcessCollector(registry=self._registry)
         self._healing: set[str] = set()
+        # Finding a metric by its labels takes longer than counting.
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         bus.subscribe(events.InferenceFinished, self._on_inference)
         bus.subscribe(events.ModelLoaded, self._on_loaded)
         bus.subscribe(events.ModelUnloaded, self._on_unloaded)
@@ -202,8 +204,16 @@ class Metrics:
         )
 
     def _on_inference(self, event: events.InferenceFinished) -> None:
-        self._requests.labels(event.model_id, event.status).inc()
-        self._duration.labels(event.model_id, event.task_type).observe(event.duration_seconds)
+        key = event.model_id, event.task_type, event.status
+        children = self._children.get(key)
+        if children is None:
+            children = self._children[key] = (
+                self._requests.labels(event.model_id, event.status),
+                self._duration.labels(event.model_id, event.task_type),
+            )
+        count, duration = children
+        count.inc()
+        duration.observe(event.duration_seconds)
         if event.batch_size is not None:
             self._batch.labels(event.model_id).observe(event.batch_size)
         if event.status == "error":
@@ -240,6 +250,8 @@ class Metrics:
     def _on_unregistered(self, event: events.ModelUnregistered) -> None:
         """Labels are those of registered models: a thousand that came and went must not stay."""
         self._healing.discard(event.model_id)
+        for key in [key for key in self._children if key[0] == event.model_id]:
+            del self._children[key]  # a model of that name that comes later has new ones
         for metric in (
             *(self._requests, self._failed, self._duration, self._batch),
             *(self._loads, self._load_duration, self._load_failures),

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from controlplane.errors import InvalidInput, ModelMoraError
 from controlplane.gateway import wire
 from controlplane.gateway.errors import NotOffered
-from controlplane.gateway.infer_scan import InferScan
+from controlplane.gateway.infer_scan import InferScan, KnownHeads
 from controlplane.gateway.v2 import check_shape
 
 if TYPE_CHECKING:
@@ -150,3 +150,77 @@ def test_any_bytes_are_read_as_a_parser_reads_them_or_refused(message, cuts):
 def test_malformed_messages_are_refused(message):
     with pytest.raises(InvalidInput):
         scan_of(message)
+
+
+# -- heads that are known ------------------------------------------------------------------------
+
+
+def names_by(scanner, message: bytes):
+    try:
+        return scanner(message)
+    except ModelMoraError:
+        return None
+
+
+@given(st.lists(requests(), min_size=1, max_size=6), st.lists(st.binary(max_size=40), max_size=4))
+def test_what_is_known_is_what_reading_it_would_tell(seen, other_tensors):
+    known = KnownHeads()
+    for request in seen:
+        request.id = ""
+        message = request.SerializeToString()
+        known.learn(message, 0, scan_of(message))
+    for request in seen:
+        request.ClearField("raw_input_contents")
+        request.raw_input_contents.extend([*other_tensors, b"more"])
+        message = request.SerializeToString()
+        assert known.find(message, 0) in (None, scan_of(message).names)
+        for end in range(len(message)):  # cut off within a tensor, or within the head
+            found = known.find(b"12345" + message[:end], 5)
+            assert found in (None, names_by(lambda m: scan_of(m).names, message[:end]))
+
+
+def test_the_next_request_of_a_client_is_known():
+    known = KnownHeads()
+    request = pb.ModelInferRequest(model_name="org/model")
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(b"first")
+    message = request.SerializeToString()
+    assert known.find(message, 0) is None
+    known.learn(message, 0, scan_of(message))
+    request.raw_input_contents[0] = b"another, and a longer one" * 20
+    assert known.find(request.SerializeToString(), 0) == ("org/model", "")
+    request.inputs[0].shape[0] = 2
+    assert known.find(request.SerializeToString(), 0) is None
+
+
+@pytest.mark.parametrize("what", ["id", "priority", "timeout", "sequence_id"])
+def test_what_asks_for_something_special_is_read_each_time(what):
+    known = KnownHeads()
+    request = pb.ModelInferRequest(model_name="org/model", raw_input_contents=[b"x"])
+    if what == "id":
+        request.id = "7"
+    else:
+        request.parameters[what].int64_param = 3
+    message = request.SerializeToString()
+    known.learn(message, 0, scan_of(message))
+    assert known.find(message, 0) is None
+
+
+def test_what_follows_a_known_head_is_only_tensors():
+    known = KnownHeads()
+    head, tensor = wire.text_field(1, "org/model"), wire.bytes_field(7, b"abc")
+    message = head + tensor
+    known.learn(message, 0, scan_of(message))
+    assert known.find(head + tensor + tensor, 0) == ("org/model", "")
+    for more in (wire.text_field(1, "org/other"), wire.text_field(3, "id"), b"\x3a", b"\x3a\x05ab"):
+        assert known.find(message + more, 0) is None
+
+
+def test_many_heads_take_little_room():
+    known = KnownHeads()
+    for number in range(2000):
+        message = wire.text_field(1, "x" * (number % 50) + str(number)) + wire.bytes_field(7, b"")
+        known.learn(message, 0, scan_of(message))
+        assert known.find(message, 0) is not None
+    assert len(known._names) <= 256
+    assert len(known._sizes) <= 8

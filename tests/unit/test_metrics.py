@@ -280,3 +280,11 @@ def test_a_removed_model_leaves_no_labels(bus, metrics):
     text = metrics.text().decode()
     assert '"a/b"' not in text
     assert '"c/d"' in text
+
+
+def test_a_model_that_comes_again_is_counted_again(bus, metrics):
+    finish(bus)
+    bus.publish(events.ModelUnregistered(model_id="a/b"))
+    finish(bus)
+    requests = "modelmora_requests_total", (("model_id", "a/b"), ("status", "success"))
+    assert samples(metrics)[requests] == 1

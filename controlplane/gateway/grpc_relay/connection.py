@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 CONNECTION_WINDOW = 2**30
 _TURN = 64 * 1024  # bytes that a blocked stream may send before the next one has its turn
 _MAX_CONTINUATIONS = 64
+_WHOLE_BLOCK = frames.END_HEADERS | frames.END_STREAM
 _GOODBYE = 1.0  # seconds for the peer to hang up after GOAWAY
 # Frames that cost us work and carry nothing: pings, settings, empty DATA, ...
 _IDLE_BURST, _IDLE_RATE = 10_000, 1_000.0
@@ -196,10 +197,15 @@ class Connection(asyncio.Protocol, ABC):
             if size - start < length:
                 break
             at = start + length
+            stream_id &= frames.MAX_WINDOW
             if self._open_block is not None and kind != frames.CONTINUATION:
                 raise ProtocolViolation(frames.PROTOCOL_ERROR, "a header block is interrupted")
-            if kind < len(self._readers):
-                self._readers[kind](flags, stream_id & frames.MAX_WINDOW, data[start:at])
+            if kind == frames.HEADERS and flags | frames.END_STREAM == _WHOLE_BLOCK and stream_id:
+                # Nearly all headers: in one frame, without padding or priority.
+                block = self._headers.read(data[start:at])
+                self.on_block(stream_id, block, end=flags != frames.END_HEADERS)
+            elif kind < len(self._readers):
+                self._readers[kind](flags, stream_id, data[start:at])
             else:  # unknown types are ignored (RFC 9113 §4.1), but not without end
                 self._spend()
         return data[at:] if at else data
@@ -221,8 +227,8 @@ class Connection(asyncio.Protocol, ABC):
         if self._received > CONNECTION_WINDOW >> 1:
             self.write(frames.window_update(0, self._received))
             self._received = 0
-        stream = self._stream(stream_id, "DATA")
-        end = bool(flags & frames.END_STREAM)
+        stream = self.streams.get(stream_id) or self._stream(stream_id, "DATA")
+        end = flags & frames.END_STREAM != 0
         if not size and not end:
             self._spend()
         if stream is None:  # under way when it was reset; its sender only wastes its own time

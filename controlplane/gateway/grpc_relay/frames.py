@@ -128,8 +128,10 @@ def read_number(payload: bytes, what: str) -> int:
 def header_frames(stream_id: int, block: bytes, *, end: bool, limit: int) -> bytes:
     """HEADERS and, for a long block, CONTINUATION frames that nothing may come between."""
     flags = END_STREAM if end else 0
-    if len(block) <= limit:
-        return frame(HEADERS, flags | END_HEADERS, stream_id, block)
+    length = len(block)
+    if length <= limit:
+        flags |= END_HEADERS
+        return _HEAD.pack(length >> 8, length & 0xFF, HEADERS, flags, stream_id) + block
     pieces = [block[at : at + limit] for at in range(0, len(block), limit)]
     frames = [frame(HEADERS, flags, stream_id, pieces[0])]
     frames += [frame(CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]]

@@ -144,7 +144,7 @@ def _values(message: bytes, number: int) -> list[bytes]:
 def _integers(message: bytes, number: int) -> list[int]:
     try:
         return [
-            wire.read_varint(message, f.start)
+            wire.decoded_varint(message, f.start)[0]
             for f in wire.fields(message)
             if f.number == number and f.wire_type == wire.VARINT
         ]

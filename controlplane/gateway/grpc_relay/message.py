@@ -30,6 +30,11 @@ MAX_KEPT = 4 * 1024 * 1024
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
+def prefix_of(size: int) -> bytes:
+    """What comes before an uncompressed message of that many bytes."""
+    return _PREFIX.pack(0, size)
+
+
 class Message:
     """A client's message.
 
@@ -148,7 +153,7 @@ class Message:
         ours = wire.Names(servable.triton_name, str(servable.triton_version))
         self._tail = wire.names_tail(self._names, ours)
         self.addressed = True
-        return _PREFIX.pack(0, self._size + len(self._tail))
+        return prefix_of(self._size + len(self._tail))
 
     def take(self, prefix: bytes = b"") -> bytes:
         """What may be sent on now, after `prefix`; the end of the message includes the names."""

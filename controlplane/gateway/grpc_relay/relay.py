@@ -19,6 +19,7 @@ from controlplane.gateway.grpc_relay.relayed import RelayedCall
 from controlplane.gateway.grpc_relay.server import Door
 from controlplane.gateway.grpc_relay.streaming import StreamingCall
 from controlplane.gateway.grpc_relay.upstream import Upstream
+from controlplane.gateway.infer_scan import KnownHeads
 
 if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.headers import Block
@@ -45,9 +46,10 @@ class Relay:
         # Asked once: even to be told that nobody listens costs a request a percent or two.
         self.logs_successes = services.settings.log_level == "DEBUG"
         self.retention = RetentionBudget(_RETAINED)
-        outbox = Outbox()
-        self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, outbox)
-        self._door = Door(self._accept, outbox)
+        self.known_heads = KnownHeads()
+        self.outbox = Outbox()
+        self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, self.outbox)
+        self._door = Door(self._accept, self.outbox)
 
     async def open(self, host: str, port: int) -> int:
         """Listen; returns the port.
