@@ -3,13 +3,18 @@
 Rounds are interleaved, so that whatever else the machine does meets both alike; ratios and added
 latencies are taken within the round. MiniLM, and a trivial model that answers with its input. The
 client sends messages that were encoded beforehand: what is measured is the way, not the client.
+Beside the gateway runs a relay that only copies bytes (byte_relay.py): the least that any in Python
+can cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,7 +30,7 @@ from benchmarks import setting
 from tests.triton_models import trivial_model
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from tests.service import Service
 
@@ -87,42 +92,46 @@ async def drive(
 
 
 async def compare(
-    service: Service, private: str, ours: list[bytes], theirs: list[bytes], options: Options
+    service: Service, ways: dict[str, tuple[str, list[bytes]]], options: Options
 ) -> list[list[str]]:
-    """A row per number in flight."""
+    """Rows for each number in flight, one per way.
+
+    Args:
+        ways: address and requests; the first is what the others are compared with, the last is
+            the gateway.
+    """
     rows = []
-    async with (
-        grpc.aio.insecure_channel(private) as direct_channel,
-        grpc.aio.insecure_channel(service.grpc_url) as gateway_channel,
-    ):
-        direct, gateway = (c.unary_unary(_METHOD) for c in (direct_channel, gateway_channel))
-        await drive(gateway, ours, 64, 1.0)  # the model is loaded, memory arenas warm up
-        await drive(direct, theirs, 64, 1.0)
+    async with contextlib.AsyncExitStack() as stack:
+        calls = []
+        for address, requests in ways.values():
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            calls.append((channel.unary_unary(_METHOD), requests))
+        for call, requests in reversed(calls):  # the model is loaded, memory arenas warm up
+            await drive(call, requests, 64, 1.0)
         for in_flight in IN_FLIGHT:
             used = setting.processor_seconds(service)
-            runs = [
-                (
-                    await drive(direct, theirs, in_flight, options.seconds),
-                    await drive(gateway, ours, in_flight, options.seconds),
-                )
+            rounds = [
+                [
+                    await drive(call, requests, in_flight, options.seconds)
+                    for call, requests in calls
+                ]
                 for _ in range(options.rounds)
             ]
             used = setting.processor_seconds(service) - used
-            rows.append(
-                [*_row(in_flight, runs), f"{used / sum(g.count for _, g in runs) * 1e6:.0f}"]
-            )
+            for number, way in enumerate(ways):
+                runs = [(one[0], one[number]) for one in rounds]
+                rows.append([f"{in_flight}", way, *_row(runs)])
+            rows[-1].append(f"{used / sum(run.count for _, run in runs) * 1e6:.0f}")
     return rows
 
 
-def _row(in_flight: int, runs: Sequence[tuple[Run, Run]]) -> list[str]:
-    ratios = [gateway.per_second / direct.per_second for direct, gateway in runs]
-    added = [(gateway.p50 - direct.p50) * 1000 for direct, gateway in runs]
+def _row(runs: Sequence[tuple[Run, Run]]) -> list[str]:
+    ratios = [run.per_second / direct.per_second for direct, run in runs]
+    added = [(run.p50 - direct.p50) * 1000 for direct, run in runs]
     return [
-        str(in_flight),
-        f"{statistics.median(direct.per_second for direct, _ in runs):.0f}",
-        f"{statistics.median(gateway.per_second for _, gateway in runs):.0f}",
+        f"{statistics.median(run.per_second for _, run in runs):.0f}",
         f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
-        f"{statistics.median(direct.p50 for direct, _ in runs) * 1000:.2f}",
+        f"{statistics.median(run.p50 for _, run in runs) * 1000:.2f}",
         f"{statistics.median(added):+.2f} ({min(added):+.2f} to {max(added):+.2f})",
     ]
 
@@ -137,20 +146,41 @@ class Options(NamedTuple):
 
 async def measure(service: Service, options: Options) -> None:
     """Print a table for each model."""
-    header = ["in flight", "private port /s", "gateway /s", "ratio", "p50 ms", "added p50 ms"]
-    header.append("gateway processor µs")
-    with service.client() as control, tempfile.TemporaryDirectory() as folder:
+    header = ["in flight", "way", "requests/s", "ratio", "p50 ms", "added p50 ms"]
+    header.append("gateway's processor time, µs")
+    with (
+        service.client() as control,
+        tempfile.TemporaryDirectory() as folder,
+        byte_relay(str(control.status().triton["grpc_url"])) as bytes_alone,
+    ):
         source = trivial_model(Path(folder), "trivial")
         control.install(TRIVIAL, source_url=source.as_uri(), timeout=60)
-        private = control.status().triton["grpc_url"]
-        trivial_name = TRIVIAL.replace("/", "--")
-        for title, make, name, private_name in (
-            ("MiniLM, 17 tokens", minilm_requests, setting.MODEL, setting.TRITON_NAME),
-            ("Trivial model", trivial_requests, TRIVIAL, trivial_name),
+        private = str(control.status().triton["grpc_url"])
+        for title, make, name in (
+            ("MiniLM, 17 tokens", minilm_requests, setting.MODEL),
+            ("Trivial model", trivial_requests, TRIVIAL),
         ):
-            if options.only.lower() in title.lower():
-                rows = await compare(service, private, make(name), make(private_name), options)
-                setting.print_table(title, header, rows)
+            if options.only.lower() not in title.lower():
+                continue
+            theirs = make(name.replace("/", "--"))
+            ways = {
+                "private port": (private, theirs),
+                "bytes copied": (bytes_alone, theirs),
+                "gateway": (service.grpc_url, make(name)),
+            }
+            setting.print_table(title, header, await compare(service, ways, options))
+
+
+@contextlib.contextmanager
+def byte_relay(address: str) -> Iterator[str]:
+    """Address of a process that does nothing but copy bytes."""
+    command = [sys.executable, "-m", "benchmarks.byte_relay", address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -54,6 +54,12 @@ class Lease:
     async def __aexit__(self, *_: object) -> None:
         self.leave()
 
+    @property
+    def servable(self) -> Servable:
+        """What is leased: another version than was asked for where a switch has taken place."""
+        assert self._resident is not None
+        return self._resident.servable
+
     def leave(self) -> None:
         """End the lease; harmless when there is none."""
         resident, self._resident = self._resident, None

@@ -100,6 +100,9 @@ class Call(ABC):
     def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None:
         """Bytes of messages have come in."""
 
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        return False
+
     def on_drained(self, stream: Stream) -> None:
         """The client has taken what was queued for it."""
         if self.done and stream.send_ended and not stream.receive_ended:

@@ -15,6 +15,7 @@ PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 5, 6, 7, 8, 9
 
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
+LAST_HEADERS = END_HEADERS | END_STREAM
 PADDED = 0x8
 HAS_PRIORITY = 0x20
 
@@ -36,6 +37,7 @@ _HEAD = struct.Struct(">HBBBI")  # length (16 + 8 bits), type, flags, stream
 _SETTING = struct.Struct(">HI")
 _GOAWAY = struct.Struct(">II")
 _NUMBER = struct.Struct(">I")
+_CREDIT = b"\0\0\4\x08\0"  # how a WINDOW_UPDATE begins
 unpack_head = _HEAD.unpack_from
 HEAD_SIZE = _HEAD.size
 
@@ -137,6 +139,53 @@ def header_frames(stream_id: int, block: bytes, *, end: bool, limit: int) -> byt
     frames += [frame(CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]]
     frames.append(frame(CONTINUATION, END_HEADERS, stream_id, pieces[-1]))
     return b"".join(frames)
+
+
+def skip_credit(data: bytes, at: int, stream_id: int) -> tuple[int, int]:
+    """Increment of a stream's WINDOW_UPDATE that begins there, if one does, and where it ends.
+
+    The increment 0, which is an error, and one of half the largest window or more are left alone.
+    """
+    if data[at : at + 5] != _CREDIT or len(data) < at + HEAD_SIZE + 4:
+        return 0, at
+    stream, increment = _GOAWAY.unpack_from(data, at + 5)
+    if stream != stream_id or not 0 < increment < MAX_WINDOW >> 1:
+        return 0, at
+    return increment, at + HEAD_SIZE + 4
+
+
+def whole_frame(data: bytes, at: int, kind: int, flags: int, stream_id: int) -> tuple[bytes, int]:
+    """Content of a frame that begins there, with just these flags, and where it ends.
+
+    Nothing, and `at`, where another begins, or not all of it is here.
+    """
+    start = at + HEAD_SIZE
+    if len(data) < start:
+        return b"", at
+    high, low, its_kind, its_flags, its_stream = unpack_head(data, at)
+    length = high << 8 | low
+    end = start + length
+    if its_kind != kind or its_flags != flags or its_stream & MAX_WINDOW != stream_id:
+        return b"", at
+    if length > FRAME_SIZE or end > len(data):
+        return b"", at
+    return data[start:end], end
+
+
+def whole_answer(stream_id: int, head: bytes, data: bytes, trailers: bytes) -> bytes:
+    """HEADERS, DATA and the HEADERS that end the stream, each fitting a frame."""
+    pack, size = _HEAD.pack, len(data)
+    first, last = len(head), len(trailers)
+    return b"".join(
+        (
+            pack(first >> 8, first & 0xFF, HEADERS, END_HEADERS, stream_id),
+            head,
+            pack(size >> 8, size & 0xFF, DATA, 0, stream_id),
+            data,
+            pack(last >> 8, last & 0xFF, HEADERS, LAST_HEADERS, stream_id),
+            trailers,
+        )
+    )
 
 
 def without_padding(flags: int, payload: bytes) -> bytes:

@@ -84,6 +84,10 @@ class BlockReader:
         self._decoder.header_table = self._table
         self._known: dict[bytes, Block] = {}
 
+    def known(self, data: bytes) -> Block | None:
+        """What a block means that has been read before and would be read the same now."""
+        return self._known.get(data)
+
     def read(self, data: bytes) -> Block:
         """Decode one block.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SERVICE = "inference.GRPCInferenceService"
 _PREFIX = f"/{SERVICE}/".encode()
+_INFER = _PREFIX + b"ModelInfer"
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
@@ -54,6 +55,7 @@ class RequestHead(NamedTuple):
         errors_as_status: a failure ends ModelStreamInfer with a status, as clients that send
             `triton_grpc_error` want it, rather than being one of its answers.
         fault: why the headers cannot be taken; empty where they can.
+        is_infer: they are those of an ordinary ModelInfer.
         forwarded: the header block for Triton.
     """
 
@@ -66,6 +68,7 @@ class RequestHead(NamedTuple):
     traceparent: str | None
     errors_as_status: bool
     fault: str
+    is_infer: bool
     forwarded: bytes
 
 
@@ -79,16 +82,19 @@ def request_head(block: Block) -> RequestHead:
 def _read(block: Block) -> RequestHead:
     path = block.get(b":path") or b""
     content_type = block.get(b"content-type") or b""
+    is_grpc = block.get(b":method") == b"POST" and content_type.startswith(b"application/grpc")
+    fault = _fault(block.fields)
     return RequestHead(
         method=path[len(_PREFIX) :].decode("latin-1") if path.startswith(_PREFIX) else "",
         path=path.decode("latin-1"),
-        is_grpc=block.get(b":method") == b"POST" and content_type.startswith(b"application/grpc"),
+        is_grpc=is_grpc,
         timeout=timeout_seconds(block.get(b"grpc-timeout")),
         encoding=_text(block, b"grpc-encoding") or "identity",
         trace_id=_text(block, TRACE_HEADER.encode()),
         traceparent=_text(block, b"traceparent"),
         errors_as_status=block.get(b"triton_grpc_error") == b"true",
-        fault=_fault(block.fields),
+        fault=fault,
+        is_infer=is_grpc and not fault and path == _INFER,
         forwarded=_forward(block.fields, path),
     )
 

@@ -1,12 +1,13 @@
 """ModelInfer: a relayed call that is counted, and whose failures make its model be looked at.
 
-Most requests come whole and like others before them, for a model that is loaded: those are sent on
-in one step (`_pass_at_once`). All others go the way of `relayed.py`; what has been sent in one step
-becomes a message of that way when it must be sent again.
+Most requests come whole and like others before them, for a model that is loaded, and so do their
+answers: those are passed on in one step (`pass_whole`, `take_whole`). All others go the way of
+`relayed.py`; what was sent in one step becomes a message of that way when it must be sent again.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,18 @@ from controlplane.gateway.grpc_relay.relayed import RelayedCall
 from controlplane.gateway.wire import Names, names_tail
 
 if TYPE_CHECKING:
+    from controlplane.gateway.grpc_relay.headers import Block
     from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.message import Message
     from controlplane.gateway.grpc_relay.relay import Relay
+    from controlplane.gateway.grpc_relay.server import ClientConnection
     from controlplane.gateway.grpc_relay.stream import Stream
+    from controlplane.gateway.grpc_relay.upstream import TritonConnection
+    from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
 PROTOCOL = "v2_grpc"
+_STATUS = b"grpc-status"
 
 
 class InferCall(RelayedCall):
@@ -39,52 +45,43 @@ class InferCall(RelayedCall):
 
     # -- in one step -------------------------------------------------------------------------
 
-    def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None:
-        if stream is not self.client:
-            self._answer_data(stream, data, end=end)
-            return
-        if not end or self._message is not None or self.done:
-            super().on_data(stream, data, end=end)
-            return
-        if self._pending:
-            data, self._pending = self._pending + data, b""
-        try:
-            passed = self._pass_at_once(data)
-        except Exception as error:  # noqa: BLE001 the edge: whatever it is, it becomes a status
-            self.fail(error)
-            return
-        if not passed:
-            super().on_data(stream, data, end=end)
-            self._learn(data)
-
-    def _learn(self, data: bytes) -> None:
-        message = self._message
-        if message is not None and not self.done:  # it was read, and nothing was wrong
-            self.relay.known_heads.learn(data, PREFIX_SIZE, message.scan)
-
-    def _pass_at_once(self, data: bytes) -> bool:
-        """Send on a whole request; False where it needs more than that."""
-        relay, connection = self.relay, self.relay.upstream.connection()
-        size = len(data) - PREFIX_SIZE
-        if connection is None or data[:PREFIX_SIZE] != prefix_of(size):
-            return False
-        names = relay.known_heads.find(data, PREFIX_SIZE)
-        if names is None or not relay.retention.take(len(data)):
-            return False
+    def begin_whole(
+        self, data: bytes, names: Names, servable: Servable, lease: Lease, triton: TritonConnection
+    ) -> None:
+        """Send on a request that has come whole, for which `lease` has been entered."""
+        leased = lease.servable
+        self.model_id = servable.model_id
+        self._outcome = v2.Outcome(self.relay.services, servable, PROTOCOL)
         self._whole = data
-        servable = self._resolve_names(names)
-        lease = relay.services.scheduler.lease(servable, deadline=self.deadline)
-        leased = lease.try_enter()
-        if leased is None:
-            self._drop_whole()
-            return False
+        self._client_ended = True
         self._lease, self._leased, self._leased_at = lease, leased, time.time()
         tail = names_tail(names, Names(leased.triton_name, str(leased.triton_version)))
-        self._upstream = connection.open(self, self.head.forwarded)
         if tail:
-            data = b"".join((prefix_of(size + len(tail)), data[PREFIX_SIZE:], tail))
+            size = len(data) - PREFIX_SIZE + len(tail)
+            data = b"".join((prefix_of(size), data[PREFIX_SIZE:], tail))
+        self._upstream = triton.open(self, self.head.forwarded)
         self._upstream.send_data(data, end=True)
+
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        client = self.client
+        if stream is not self._upstream or self.answering or trailers.get(_STATUS) != b"0":
+            return False
+        ending = trailers.encoded + status.trace_trailer(self.trace_id)
+        if not client.send_whole(head.encoded, data, ending):
+            return False
+        self.answering = stream.receive_ended = True
+        stream.connection.forget(stream)
+        self.end(status.OK)
         return True
+
+    # -- step by step ------------------------------------------------------------------------
+
+    def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None:
+        whole = end and stream is self.client and self._message is None and not self._pending
+        super().on_data(stream, data, end=end)
+        message = self._message
+        if whole and message is not None and not self.done:  # it was read, nothing was wrong
+            self.relay.known_heads.learn(data, PREFIX_SIZE, message.scan)
 
     def _drop_whole(self) -> None:
         if self._whole:
@@ -119,8 +116,8 @@ class InferCall(RelayedCall):
         except ModelMoraError:  # the first error is the one that counts
             return
 
-    def _resolve_names(self, names: Names) -> Servable:
-        servable = super()._resolve_names(names)
+    def _resolve(self, message: Message) -> Servable:
+        servable = super()._resolve(message)
         if self._outcome is None:
             self._outcome = v2.Outcome(self.relay.services, servable, PROTOCOL)
         return servable
@@ -144,3 +141,37 @@ class InferCall(RelayedCall):
                 outcome.error_code = status.CANCELLED_CODE
             self.relay.outbox.afterwards(outcome.publish)
         self._drop_whole()
+
+
+def pass_whole(
+    relay: Relay, client: ClientConnection, stream_id: int, head: RequestHead, data: bytes
+) -> Stream | None:
+    """Send on a request that has come whole, if that can be done at once.
+
+    Args:
+        data: its one message, with gRPC's prefix.
+
+    Returns:
+        The client's stream; None where the request is unlike those before it, wrong, or must wait.
+    """
+    triton = relay.upstream.connection()
+    if triton is None or data[:PREFIX_SIZE] != prefix_of(len(data) - PREFIX_SIZE):
+        return None
+    names = relay.known_heads.find(data, PREFIX_SIZE)
+    if names is None:
+        return None
+    services = relay.services
+    try:
+        servable = services.store.servable(names.model_name, names.model_version or None)
+    except Exception:  # noqa: BLE001 whatever it is: it is met, and told, on the other way
+        return None
+    lease = services.scheduler.lease(servable, deadline=math.inf)
+    if lease.try_enter() is None:
+        return None
+    if not relay.retention.take(len(data)):
+        lease.leave()
+        return None
+    stream = client.begin_whole(stream_id, len(data))
+    stream.owner = call = InferCall(relay, stream, head)
+    call.begin_whole(data, names, servable, lease, triton)
+    return stream

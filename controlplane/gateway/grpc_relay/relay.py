@@ -11,7 +11,7 @@ from controlplane.gateway.grpc_relay import local, status
 from controlplane.gateway.grpc_relay.calls import AnsweredCall, Call
 from controlplane.gateway.grpc_relay.headers import encode
 from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
-from controlplane.gateway.grpc_relay.infer import InferCall
+from controlplane.gateway.grpc_relay.infer import InferCall, pass_whole
 from controlplane.gateway.grpc_relay.limits import RetentionBudget
 from controlplane.gateway.grpc_relay.message import inflater
 from controlplane.gateway.grpc_relay.outbox import Outbox
@@ -23,6 +23,8 @@ from controlplane.gateway.infer_scan import KnownHeads
 
 if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.heads import RequestHead
+    from controlplane.gateway.grpc_relay.server import ClientConnection
     from controlplane.gateway.grpc_relay.stream import Owner, Stream
     from controlplane.gateway.services import Services
 
@@ -49,7 +51,7 @@ class Relay:
         self.known_heads = KnownHeads()
         self.outbox = Outbox()
         self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, self.outbox)
-        self._door = Door(self._accept, self.outbox)
+        self._door = Door(self._accept, self._accept_whole, self.outbox)
 
     async def open(self, host: str, port: int) -> int:
         """Listen; returns the port.
@@ -78,6 +80,11 @@ class Relay:
         if len(plain) > limit:
             raise BodyTooLarge(limit)
         return plain
+
+    def _accept_whole(
+        self, connection: ClientConnection, stream_id: int, head: RequestHead, message: bytes
+    ) -> Stream | None:
+        return pass_whole(self, connection, stream_id, head, message)
 
     def _accept(self, stream: Stream, block: Block) -> Owner:
         head = request_head(block)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.stream import Stream
-    from controlplane.gateway.wire import Names
     from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
@@ -154,9 +153,7 @@ class RelayedCall(Call):
 
     def _resolve(self, message: Message) -> Servable:
         """The model that the message names."""
-        return self._resolve_names(message.scan.names)
-
-    def _resolve_names(self, names: Names) -> Servable:
+        names = message.scan.names
         servable = self.relay.services.store.servable(names.model_name, names.model_version or None)
         self.model_id = servable.model_id
         return servable

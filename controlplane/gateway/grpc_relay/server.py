@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from controlplane.gateway.grpc_relay import frames
 from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
-from controlplane.gateway.grpc_relay.heads import MAX_HEADERS
+from controlplane.gateway.grpc_relay.heads import MAX_HEADERS, request_head
 from controlplane.gateway.grpc_relay.limits import Allowance
 from controlplane.gateway.grpc_relay.stream import Stream
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from controlplane.gateway.grpc_relay.headers import Block
+    from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.outbox import Outbox
     from controlplane.gateway.grpc_relay.stream import Owner
 
     Accept = Callable[[Stream, Block], Owner]
+    AcceptWhole = Callable[["ClientConnection", int, RequestHead, bytes], Stream | None]
 
 # What a client may send of a request before its model is known and loaded: the protocol's default.
 REQUEST_WINDOW = frames.DEFAULT_WINDOW
@@ -108,6 +110,30 @@ class ClientConnection(Connection):
             self.received_end(stream)
             stream.owner.on_data(stream, b"", end=True)
 
+    def take_whole(self, stream_id: int, block: Block, data: bytes, at: int) -> int:
+        head = request_head(block)
+        usual = head.is_infer and stream_id % 2 and stream_id > self.last_peer_stream
+        if not usual or self._leaving or len(self.streams) >= MAX_STREAMS:
+            return 0
+        credit, at = frames.skip_credit(data, at, stream_id)
+        message, end = frames.whole_frame(data, at, frames.DATA, frames.END_STREAM, stream_id)
+        if not message:
+            return 0
+        stream = self._door.accept_whole(self, stream_id, head, message)
+        if stream is None:
+            return 0
+        self.last_peer_stream = stream_id
+        stream.send_window += credit
+        self.count_received(len(message))
+        return end
+
+    def begin_whole(self, stream_id: int, size: int) -> Stream:
+        """The stream of a call whose one DATA frame of `size` bytes has come and ended it."""
+        stream = Stream(self, stream_id, _nobody)
+        stream.received, stream.receive_ended = size, True
+        self.streams[stream_id] = stream
+        return stream
+
     def _rst_stream(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._take_reset()
         super()._rst_stream(flags, stream_id, payload)
@@ -131,8 +157,15 @@ class ClientConnection(Connection):
 class Door:
     """Listens, and keeps the connections that came in."""
 
-    def __init__(self, accept: Accept, outbox: Outbox) -> None:
+    def __init__(self, accept: Accept, accept_whole: AcceptWhole, outbox: Outbox) -> None:
+        """
+        Args:
+            accept: finds the owner of a stream that has begun.
+            accept_whole: deals with a call that has come whole and makes its stream; None where
+                the call must be taken step by step.
+        """
         self.accept = accept
+        self.accept_whole = accept_whole
         self.outbox = outbox
         self.connections: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
@@ -192,6 +225,8 @@ class _Nobody:
     def on_drained(self, stream: Stream) -> None: ...
     def on_reset(self, stream: Stream, code: int) -> None: ...
     def on_lost(self, stream: Stream, reason: str) -> None: ...
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        return False
 
 
 _nobody = _Nobody()

@@ -26,6 +26,9 @@ class Owner(Protocol):
     def on_reset(self, stream: Stream, code: int) -> None: ...
     def on_lost(self, stream: Stream, reason: str) -> None: ...
 
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        """Take an answer in one step; False where that cannot be: nothing has been done then."""
+
 
 class Stream:
     """Our end of a stream.
@@ -99,6 +102,19 @@ class Stream:
             self.queued += size
         self.wants_end = end
         self.pump()
+
+    def send_whole(self, head: bytes, data: bytes, trailers: bytes) -> bool:
+        """Send an answer from its headers to its end at once, if nothing is in its way."""
+        connection, size = self.connection, len(data)
+        limit = min(connection.peer_frame_size, connection.send_window, self.send_window)
+        if size > limit or max(len(head), len(trailers)) > connection.peer_frame_size:
+            return False
+        if connection.paused or self.closed or self.queue or not self.receive_ended:
+            return False
+        connection.send_window -= size
+        connection.write(frames.whole_answer(self.id, head, data, trailers))
+        self._sent_end()
+        return True
 
     def finish(self, trailers: bytes) -> None:
         """End the stream with trailers, after what is queued."""

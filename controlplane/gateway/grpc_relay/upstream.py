@@ -80,6 +80,20 @@ class TritonConnection(Connection):
             self.received_end(stream)
         stream.owner.on_headers(stream, block, end=end)
 
+    def take_whole(self, stream_id: int, block: Block, data: bytes, at: int) -> int:
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.receive_ended or not stream.send_ended or stream.received:
+            return 0
+        message, at = frames.whole_frame(data, at, frames.DATA, 0, stream_id)
+        ending, end = frames.whole_frame(data, at, frames.HEADERS, frames.LAST_HEADERS, stream_id)
+        trailers = self._headers.known(ending)
+        if not message or trailers is None or len(message) > stream.granted:
+            return 0
+        if not stream.owner.take_whole(stream, block, message, trailers):
+            return 0
+        self.count_received(len(message))
+        return end
+
     def on_goaway(self, last_stream: int) -> None:
         self._leaving = True
         for stream in [s for s in self.streams.values() if s.id > last_stream]:
@@ -231,6 +245,9 @@ class _Question:
 
     def on_reset(self, stream: Stream, code: int) -> None:
         self.on_lost(stream, f"it ended the call with code {code}")
+
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        return False
 
     def on_lost(self, stream: Stream, reason: str) -> None:
         if not self.answer.done():
