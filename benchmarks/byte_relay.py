@@ -8,43 +8,51 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 import uvloop
 
 
-class End(asyncio.Protocol):
-    """One end of a connection; what comes in goes out at the other."""
+class Back(asyncio.Protocol):
+    """The server's end of a connection; what comes in goes to the client."""
 
-    def __init__(self) -> None:
-        self.other: asyncio.Transport | None = None
-        self.early = b""
+    def __init__(self, client: asyncio.Transport) -> None:
+        self._client = client
 
     def data_received(self, data: bytes) -> None:
-        if self.other is None:
-            self.early += data
-        else:
-            self.other.write(data)
+        self._client.write(data)
 
     def connection_lost(self, _: Exception | None) -> None:
-        if self.other is not None:
-            self.other.close()
+        self._client.close()
 
 
-class Front(End):
+class Front(asyncio.Protocol):
     """The client's end."""
 
     def __init__(self, host: str, port: int) -> None:
-        super().__init__()
         self._address = host, port
+        self._early = b""
+        self._server: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._joining = asyncio.get_running_loop().create_task(self._join(transport))
+        client = cast("asyncio.Transport", transport)
+        self._joining = asyncio.get_running_loop().create_task(self._join(client))
 
-    async def _join(self, transport: asyncio.BaseTransport) -> None:
+    async def _join(self, client: asyncio.Transport) -> None:
         loop = asyncio.get_running_loop()
-        other, back = await loop.create_connection(End, *self._address)
-        back.other, self.other = transport, other  # type: ignore[assignment]
-        other.write(self.early)
+        server, _ = await loop.create_connection(lambda: Back(client), *self._address)
+        server.write(self._early)
+        self._server = server
+
+    def data_received(self, data: bytes) -> None:
+        if self._server is None:
+            self._early += data
+        else:
+            self._server.write(data)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self._server is not None:
+            self._server.close()
 
 
 async def serve(address: str) -> None:

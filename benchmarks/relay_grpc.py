@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc.aio
 import numpy as np
+import psutil
 import tritonclient.grpc as triton_grpc
 import uvloop
 from tritonclient.grpc import service_pb2 as pb
 
-from benchmarks import setting
+from benchmarks import frame_client, setting
 from tests.triton_models import trivial_model
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.service import Service
 
@@ -70,58 +71,73 @@ def _request(model: str, name: str, datatype: str, values: np.ndarray) -> bytes:
     return encoded
 
 
-async def drive(
-    call: Callable[[bytes], Awaitable[bytes]],
-    requests: Sequence[bytes],
-    in_flight: int,
-    seconds: float,
-) -> Run:
-    """Keep `in_flight` requests running."""
-    latencies: list[float] = []
-    start = time.perf_counter()
-
-    async def worker(index: int) -> None:
-        while (begun := time.perf_counter()) - start < seconds:
-            await call(requests[index % len(requests)])
-            latencies.append(time.perf_counter() - begun)
-            index += in_flight
-
-    await asyncio.gather(*[worker(number) for number in range(in_flight)])
-    passed = time.perf_counter() - start
+async def drive(address: str, requests: Sequence[bytes], in_flight: int, options: Options) -> Run:
+    """Keep `in_flight` requests running for a while."""
+    way = _frames if options.client == "frames" else _library
+    latencies, passed = await way(address, requests, in_flight, options.seconds)
     return Run(len(latencies), len(latencies) / passed, statistics.median(latencies))
 
 
-async def compare(
-    service: Service, ways: dict[str, tuple[str, list[bytes]]], options: Options
-) -> list[list[str]]:
-    """Rows for each number in flight, one per way.
+async def _frames(
+    address: str, requests: Sequence[bytes], in_flight: int, seconds: float
+) -> tuple[list[float], float]:
+    prefixed = [b"\0" + len(request).to_bytes(4, "big") + request for request in requests]
+    return await frame_client.drive(address, prefixed, in_flight, seconds)
 
-    Args:
-        ways: address and requests; the first is what the others are compared with, the last is
-            the gateway.
-    """
+
+async def _library(
+    address: str, requests: Sequence[bytes], in_flight: int, seconds: float
+) -> tuple[list[float], float]:
+    latencies: list[float] = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.unary_unary(_METHOD)
+        await call(requests[0])  # the connection is there
+        start = time.perf_counter()
+
+        async def worker(index: int) -> None:
+            while (begun := time.perf_counter()) - start < seconds:
+                await call(requests[index % len(requests)])
+                latencies.append(time.perf_counter() - begun)
+                index += in_flight
+
+        await asyncio.gather(*[worker(number) for number in range(in_flight)])
+        return latencies, time.perf_counter() - start
+
+
+class Way(NamedTuple):
+    """Where requests go, and which process passes them on."""
+
+    address: str
+    requests: list[bytes]
+    process: psutil.Process | None = None
+
+    def processor_seconds(self) -> float:
+        """Processor time that the process has used."""
+        if self.process is None:
+            return 0.0
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+
+async def compare(ways: dict[str, Way], options: Options) -> list[list[str]]:
+    """Rows for each number in flight, one per way; all are compared with the first."""
     rows = []
-    async with contextlib.AsyncExitStack() as stack:
-        calls = []
-        for address, requests in ways.values():
-            channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
-            calls.append((channel.unary_unary(_METHOD), requests))
-        for call, requests in reversed(calls):  # the model is loaded, memory arenas warm up
-            await drive(call, requests, 64, 1.0)
-        for in_flight in IN_FLIGHT:
-            used = setting.processor_seconds(service)
-            rounds = [
-                [
-                    await drive(call, requests, in_flight, options.seconds)
-                    for call, requests in calls
-                ]
-                for _ in range(options.rounds)
-            ]
-            used = setting.processor_seconds(service) - used
-            for number, way in enumerate(ways):
-                runs = [(one[0], one[number]) for one in rounds]
-                rows.append([f"{in_flight}", way, *_row(runs)])
-            rows[-1].append(f"{used / sum(run.count for _, run in runs) * 1e6:.0f}")
+    warm = options._replace(seconds=1.0)
+    for way in reversed(ways.values()):  # the model is loaded, memory arenas warm up
+        await drive(way.address, way.requests, 64, warm)
+    for in_flight in IN_FLIGHT:
+        runs: dict[str, list[Run]] = {name: [] for name in ways}
+        used = dict.fromkeys(ways, 0.0)
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                used[name] -= way.processor_seconds()
+                runs[name].append(await drive(way.address, way.requests, in_flight, options))
+                used[name] += way.processor_seconds()
+        direct = next(iter(runs.values()))
+        for name, found in runs.items():
+            each = used[name] / sum(run.count for run in found)
+            row = _row(list(zip(direct, found, strict=True)))
+            rows.append([f"{in_flight}", name, *row, f"{each * 1e6:.0f}" if each else ""])
     return rows
 
 
@@ -142,12 +158,13 @@ class Options(NamedTuple):
     rounds: int
     seconds: float
     only: str
+    client: str
 
 
 async def measure(service: Service, options: Options) -> None:
     """Print a table for each model."""
     header = ["in flight", "way", "requests/s", "ratio", "p50 ms", "added p50 ms"]
-    header.append("gateway's processor time, µs")
+    header.append("processor time, µs")
     with (
         service.client() as control,
         tempfile.TemporaryDirectory() as folder,
@@ -164,21 +181,22 @@ async def measure(service: Service, options: Options) -> None:
                 continue
             theirs = make(name.replace("/", "--"))
             ways = {
-                "private port": (private, theirs),
-                "bytes copied": (bytes_alone, theirs),
-                "gateway": (service.grpc_url, make(name)),
+                "private port": Way(private, theirs),
+                "bytes copied": Way(bytes_alone.address, theirs, bytes_alone.process),
+                "gateway": Way(service.grpc_url, make(name), setting.control_plane(service)),
             }
-            setting.print_table(title, header, await compare(service, ways, options))
+            setting.print_table(title, header, await compare(ways, options))
 
 
 @contextlib.contextmanager
-def byte_relay(address: str) -> Iterator[str]:
-    """Address of a process that does nothing but copy bytes."""
+def byte_relay(address: str) -> Iterator[Way]:
+    """A process that does nothing but copy bytes."""
     command = [sys.executable, "-m", "benchmarks.byte_relay", address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            yield f"127.0.0.1:{process.stdout.readline().strip()}"
+            port = process.stdout.readline().strip()
+            yield Way(f"127.0.0.1:{port}", [], psutil.Process(process.pid))
         finally:
             process.terminate()
 
@@ -189,11 +207,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="per way and round")
     parser.add_argument("--only", choices=["minilm", "trivial"], default="", help="one model alone")
+    parser.add_argument(
+        "--client",
+        choices=["library", "frames"],
+        default="library",
+        help="grpc.aio, or one that costs next to nothing (frame_client.py)",
+    )
     given = parser.parse_args(arguments)
     setting.print_machine()
     uvloop.install()
     with setting.running_service(install=given.only != "trivial") as service:
-        asyncio.run(measure(service, Options(given.rounds, given.seconds, given.only)))
+        asyncio.run(measure(service, Options(**vars(given))))
 
 
 if __name__ == "__main__":

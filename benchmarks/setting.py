@@ -87,12 +87,6 @@ def control_plane(service: Service) -> psutil.Process:
     return psutil.Process(service.process.pid)
 
 
-def processor_seconds(service: Service) -> float:
-    """Processor time that the control plane has used, its children not counted."""
-    times = control_plane(service).cpu_times()
-    return float(times.user + times.system)
-
-
 def triton(service: Service) -> psutil.Process:
     """The embedded server's process."""
     return next(p for p in service.family() if p.name() == "tritonserver")
