@@ -42,7 +42,6 @@ class Call(ABC):
     """
 
     __slots__ = (
-        "_timer",
         "answering",
         "began",
         "client",
@@ -71,21 +70,20 @@ class Call(ABC):
         if head.timeout is not None:
             self.timeout = min(self.timeout, head.timeout)
         self.deadline = self.began + self.timeout
-        self._timer: asyncio.TimerHandle | None = None
-        self.end_at(self.deadline)
+        relay.deadlines.add(self)
 
     # -- time --------------------------------------------------------------------------------
 
     def end_at(self, deadline: float | None) -> None:
         """Have the call end then; None: whenever the client likes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
+        if deadline is None:
+            self.relay.deadlines.discard(self)
+        else:
             self.deadline = deadline
-            self._timer = self.loop.call_at(deadline, self._time_is_up)
+            self.relay.deadlines.add(self)
 
-    def _time_is_up(self) -> None:
+    def time_is_up(self) -> None:
+        """The deadline has come."""
         # Who waits for a model has the same deadline, and a better word for what went wrong.
         if self.task is None:
             self.fail(InferenceTimeout(self.model_id or self.head.method, round(self.timeout, 3)))
@@ -144,8 +142,7 @@ class Call(ABC):
         if self.done:
             return
         self.done = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self.relay.deadlines.discard(self)
         if self.task is not None and self.task is not asyncio.current_task(self.loop):
             self.task.cancel()
         self.task = None

@@ -9,6 +9,7 @@ from controlplane.errors import InvalidInput
 from controlplane.gateway.errors import BodyTooLarge
 from controlplane.gateway.grpc_relay import local, status
 from controlplane.gateway.grpc_relay.calls import AnsweredCall, Call
+from controlplane.gateway.grpc_relay.deadlines import Deadlines
 from controlplane.gateway.grpc_relay.headers import encode
 from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
 from controlplane.gateway.grpc_relay.infer import InferCall, pass_whole
@@ -49,6 +50,7 @@ class Relay:
         self.logs_successes = services.settings.log_level == "DEBUG"
         self.retention = RetentionBudget(_RETAINED)
         self.known_heads = KnownHeads()
+        self.deadlines = Deadlines()
         self.outbox = Outbox()
         self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, self.outbox)
         self._door = Door(self._accept, self._accept_whole, self.outbox)
@@ -65,6 +67,7 @@ class Relay:
         """Take no new calls, let the running ones end for `grace` seconds, then cut them off."""
         await self._door.close(grace)
         await self.upstream.close()
+        self.deadlines.close()
 
     def inflate(self, message: bytes, encoding: str, limit: int) -> bytes:
         """A small compressed message, whole.

@@ -170,7 +170,7 @@ class StreamingCall(RelayedCall):
     async def _leased_and_connected(self, servable: Servable, priority: int) -> Servable:
         scheduler = self.relay.services.scheduler
         deadline = self.loop.time() + self.relay.request_timeout
-        if self._timer is not None:
+        if self in self.relay.deadlines:
             deadline = min(deadline, self.deadline)
         if self._upstream is None:
             await self.relay.upstream.connected(deadline)
