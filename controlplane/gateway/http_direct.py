@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from controlplane.gateway.asgi import BEGUN
 from controlplane.gateway.http_protocol import LimitedHttp
-from controlplane.gateway.v2_direct import MOST_HEAD
+from controlplane.gateway.v2_plans import MOST_HEAD
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from controlplane.gateway.asgi import Reply
     from controlplane.gateway.draining import Draining
     from controlplane.gateway.v2_begun import Begun
-    from controlplane.gateway.v2_direct import Direct, DirectInfer, Plan
+    from controlplane.gateway.v2_direct import Direct, DirectInfer
+    from controlplane.gateway.v2_plans import Plan
 
 _START = b"POST /v2/models/"
 # For the rest of a body whose head has come; after that the ordinary way waits for it.

@@ -22,35 +22,27 @@ from controlplane.errors import (
 from controlplane.gateway import v2
 from controlplane.gateway.errors import ClientGone
 from controlplane.gateway.http import CLIENT_GONE, log_access
-from controlplane.gateway.http_heads import read_head
-from controlplane.gateway.trace import TRACE_HEADER, choose_trace_id
+from controlplane.gateway.trace import choose_trace_id
 from controlplane.gateway.upstream import UpstreamTimeout
-from controlplane.gateway.v2_answers import (
-    HEADER_LENGTH,
-    checked_reply,
-    error_reply,
-    error_text,
-    mended,
-)
+from controlplane.gateway.v2_answers import checked_reply, error_reply, error_text, mended
 from controlplane.gateway.v2_begun import Begun
-from controlplane.gateway.v2_checks import Checked, check_infer_body
-from controlplane.gateway.v2_paths import parse_target, upstream_path
+from controlplane.gateway.v2_checks import check_infer_body
+from controlplane.gateway.v2_plans import Plans
 from controlplane.gateway.v2_runs import HELD, PROTOCOL
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from controlplane.gateway.asgi import Reply
-    from controlplane.gateway.http_heads import Head
     from controlplane.gateway.services import Services
     from controlplane.gateway.upstream import Answer, Connection, UpstreamLost
+    from controlplane.gateway.v2_checks import Checked
+    from controlplane.gateway.v2_plans import Plan
     from controlplane.gateway.v2_relay import Relay
     from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
-MOST_HEAD = 4096  # bytes
 MOST_BODY = HELD // 4
-_PLANS = 1024  # heads that are remembered
 
 
 class Client(Protocol):
@@ -63,40 +55,6 @@ class Client(Protocol):
         """Have the request served by the ordinary way, which takes up what was begun."""
 
 
-class Plan:
-    """What the head of an infer request asks for; the same bytes ask for the same."""
-
-    __slots__ = (
-        *("_leased", "_start", "header_length", "length", "lines", "name", "path", "traces"),
-        "version",
-    )
-
-    def __init__(self, head: Head, name: str, version: str | None, lines: list[bytes]) -> None:
-        headers = dict(reversed(head.headers))  # of several the first counts, as `asgi.header`
-        self.path = head.path.decode()
-        self.name, self.version, self.length = name, version, head.length
-        self.header_length = _text(headers.get(HEADER_LENGTH.encode()))
-        self.traces = (
-            _text(headers.get(TRACE_HEADER.encode())),
-            _text(headers.get(b"traceparent")),
-        )
-        self.lines = b"".join(lines)
-        self._leased: Servable | None = None
-        self._start = b""
-
-    def head_for(self, leased: Servable, checked: Checked) -> bytes:
-        """The head of the request to Triton."""
-        if leased is not self._leased:
-            start = f"POST {upstream_path(leased)}/infer HTTP/1.1\r\nhost: triton\r\n".encode()
-            self._leased, self._start = leased, start + self.lines
-        if checked.header_length is None:
-            return b"%bcontent-length: %d\r\n\r\n" % (self._start, len(checked.body))
-        return b"%b%b: %d\r\ncontent-length: %d\r\n\r\n" % (
-            *(self._start, HEADER_LENGTH.encode(), checked.header_length),
-            len(checked.body),
-        )
-
-
 class Direct:
     """The short way into one gateway."""
 
@@ -104,33 +62,13 @@ class Direct:
         self.services = services
         self._relay = relay
         self._limit = min(services.settings.max_request_bytes, MOST_BODY)
-        self._plans: dict[bytes, Plan | None] = {}
+        self._plans = Plans(relay, self._limit)
         # Asked once: even to be told that nobody listens costs a request a percent or two.
         self.logs_successes = services.settings.log_level == "DEBUG"
 
     def plan(self, raw: bytes) -> Plan | None:
-        """What a head asks for; None where it is nothing for the short way."""
-        try:
-            return self._plans[raw]
-        except KeyError:
-            if len(self._plans) >= _PLANS:
-                self._plans.clear()
-            plan = self._plans[raw] = self._planned(raw)
-            return plan
-
-    def _planned(self, raw: bytes) -> Plan | None:
-        head = read_head(raw)
-        if head is None or head.method != b"POST" or head.length > self._limit:
-            return None
-        encoded = [value for name, value in head.headers if name == b"content-encoding"]
-        if encoded not in ([], [b""], [b"identity"]):
-            return None
-        try:
-            target = parse_target(head.path.decode().removeprefix("/v2/models/"))
-            lines = self._relay.forwarded({"headers": head.headers})
-        except ModelMoraError:
-            return None
-        return Plan(head, target.name, target.version, lines) if target.action == "infer" else None
+        """What the bytes of a head ask for; None where it is nothing for the short way."""
+        return self._plans.of(raw)
 
     def begin(self, plan: Plan, body: bytes, client: Client) -> DirectInfer | None:
         """Send a request to Triton; None where it needs the ordinary way, as if nothing was."""
@@ -304,7 +242,3 @@ class DirectInfer:
         return structlog.contextvars.bound_contextvars(
             trace_id=self._trace, model_id=self._servable.model_id
         )
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

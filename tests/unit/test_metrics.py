@@ -280,3 +280,12 @@ def test_a_removed_model_leaves_no_labels(bus, metrics):
     text = metrics.text().decode()
     assert '"a/b"' not in text
     assert '"c/d"' in text
+
+
+def test_a_model_that_was_removed_and_came_back_counts_from_nothing(bus, metrics):
+    finish(bus)
+    finish(bus)
+    bus.publish(events.ModelUnregistered(model_id="a/b"))
+    finish(bus)
+    counted = 'modelmora_requests_total{model_id="a/b",status="success"} 1.0'
+    assert counted in metrics.text().decode()
