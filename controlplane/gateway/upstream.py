@@ -66,7 +66,10 @@ class Answer:
 
     def header(self, name: bytes) -> bytes | None:
         """Value of a header, `name` in lower case."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:  # asked for every answer: a generator would show
+            if key == name:
+                return value
+        return None
 
     async def read(self) -> bytes:
         """The whole body.

@@ -102,7 +102,9 @@ def mended(action: str, reply: Reply) -> Reply:
 
 def _json_of(answer: Answer, body: bytes) -> bytes:
     length = answer.header(HEADER_LENGTH_BYTES)
-    encoding = (answer.header(b"content-encoding") or b"").decode("latin-1")
+    encoding = answer.header(b"content-encoding")
+    if encoding is None:
+        return body if length is None else body[: int(length)]
     if length is None:
-        return decompress(body, encoding, _MOST_JSON)
-    return decompress_begin(body, encoding, int(length))
+        return decompress(body, encoding.decode("latin-1"), _MOST_JSON)
+    return decompress_begin(body, encoding.decode("latin-1"), int(length))
