@@ -97,11 +97,11 @@ def _grpc_way(client: triton_grpc.InferenceServerClient) -> Call:
     return call
 
 
-def _http_way(client: triton_http.InferenceServerClient) -> Call:
+def _http_way(client: triton_http.InferenceServerClient, **options: Any) -> Call:
     async def call(texts: Sequence[str]) -> Any:
         tensor = http_tensors.InferInput("text_input", [len(texts), 1], "BYTES")
         tensor.set_data_from_numpy(_column(texts))
-        answer = await client.infer(setting.TRITON_NAME, [tensor])
+        answer = await client.infer(setting.TRITON_NAME, [tensor], **options)
         return answer.as_numpy(setting.OUTPUT)
 
     return call

@@ -24,7 +24,7 @@ from controlplane.db import append_event, open_db, transaction
 from controlplane.errors import DatabaseUnusable, ModelMoraError, StartupError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
 from controlplane.gateway.draining import Draining
-from controlplane.gateway.http_protocol import LimitedHttp
+from controlplane.gateway.http_direct import speaking
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
@@ -269,7 +269,7 @@ class Application:
         http_server = _HttpServer(
             uvicorn.Config(
                 draining,
-                http=LimitedHttp,
+                http=speaking(http_gateway.direct, draining),
                 ws="none",
                 proxy_headers=False,
                 log_config=None,

@@ -16,7 +16,8 @@ import uvicorn
 
 from controlplane.db import open_db
 from controlplane.events import DomainEvent, EventBus
-from controlplane.gateway.http_protocol import LimitedHttp
+from controlplane.gateway.draining import Draining
+from controlplane.gateway.http_direct import speaking
 from controlplane.gateway.rest import create_app
 from controlplane.gateway.services import Services
 from controlplane.gateway.v2_grpc import GrpcGateway
@@ -169,8 +170,14 @@ async def running_gateway(
 async def _http_server(services: Services) -> AsyncIterator[int]:
     listening = socket.create_server(("127.0.0.1", 0))
     app = create_app(services)
+    draining = Draining(app)
     config = uvicorn.Config(
-        app, http=LimitedHttp, ws="none", log_config=None, access_log=False, lifespan="off"
+        draining,
+        http=speaking(app.direct, draining),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext

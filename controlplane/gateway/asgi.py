@@ -21,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # A client that stops sending in the middle of a body is given up after so many seconds.
 STALL_SECONDS = 30.0
 LISTEN_AFTER = 0.01
+# Key of the scope of a request that was begun below ASGI and goes on here: a `v2_begun.Begun`.
+BEGUN = "modelmora.begun"
 
 
 @dataclass

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ServiceUnavailable
-from controlplane.gateway.asgi import Reply
+from controlplane.gateway.asgi import BEGUN, Reply
 from controlplane.gateway.errors import envelope, retry_after
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class Draining:
         """Requests under way."""
         return self._running
 
+    @property
+    def draining(self) -> bool:
+        """True when new requests are refused."""
+        return self._draining
+
     def begin(self) -> None:
         """Refuse new requests from now on."""
         self._draining = True
@@ -53,19 +58,29 @@ class Draining:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if self._draining:
+        begun = BEGUN in scope  # and counted, below ASGI
+        if self._draining and not begun:
             send = _closing(send)
             if not scope["path"].startswith(_LOOKING) or scope["path"] in READY:
                 await _refusal(scope["path"]).send(send)
                 return
-        self._running += 1
-        self._idle.clear()
+        if not begun:
+            self.enter()
         try:
             await self._app(scope, receive, send)
         finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
+            self.leave()
+
+    def enter(self) -> None:
+        """Count a request that begins."""
+        self._running += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count a request that has ended."""
+        self._running -= 1
+        if not self._running:
+            self._idle.set()
 
 
 def _closing(send: Send) -> Send:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from controlplane.gateway.asgi import ClientWatch, header
-from controlplane.gateway.trace import TRACE_HEADER, begin_trace
+from controlplane.gateway.asgi import BEGUN, ClientWatch, header
+from controlplane.gateway.trace import TRACE_HEADER, begin_trace, continue_trace
 
 if TYPE_CHECKING:
     from controlplane.gateway.asgi import App, Message, Receive, Scope, Send
+    from controlplane.gateway.v2_begun import Begun
+    from controlplane.gateway.v2_direct import Direct
     from controlplane.gateway.v2_http import V2Http
 
 access = structlog.get_logger("modelmora.access")
@@ -38,6 +40,11 @@ class HttpGateway:
         self._rest = rest
         self._v2 = v2
 
+    @property
+    def direct(self) -> Direct:
+        """The way around ASGI for infer requests that need not wait."""
+        return self._v2.direct
+
     async def close(self) -> None:
         """Close connections; for servers that do not speak ASGI's lifespan protocol."""
         await self._v2.close()
@@ -50,8 +57,13 @@ class HttpGateway:
         await self._serve(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.perf_counter()
-        trace = begin_trace(header(scope, TRACE_HEADER), header(scope, "traceparent"))
+        begun: Begun | None = scope.get(BEGUN)
+        if begun is None:
+            began = time.perf_counter()
+            trace = begin_trace(header(scope, TRACE_HEADER), header(scope, "traceparent"))
+        else:
+            began, trace = begun.started, begun.trace
+            continue_trace(trace)
         status = CLIENT_GONE
 
         path = scope["path"]
@@ -78,7 +90,9 @@ class HttpGateway:
         finally:
             if watch is not None:
                 watch.stop()
-            _log_access(scope["method"], path, status, began)
+            if begun is not None:
+                begun.close()
+            log_access(scope["method"], path, status, began)
 
     def _app_for(self, path: str) -> App:
         return self._v2 if path == "/v2" or path.startswith("/v2/") else self._rest
@@ -93,7 +107,8 @@ def _spelled_out(scope: Scope) -> Scope:
     return {**scope, "path": f"{start}{org}/{repo}{rest or ''}"}
 
 
-def _log_access(method: str, path: str, status: int, began: float) -> None:
+def log_access(method: str, path: str, status: int, began: float) -> None:
+    """Write the access line of a request; `began` is on `time.perf_counter()`."""
     quiet = status < 400 and path.startswith((*_QUIET, *_RUN_MODELS))
     if quiet and not _levels.isEnabledFor(logging.DEBUG):
         return

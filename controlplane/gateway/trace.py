@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import re
 import uuid
 
 import structlog
+
+from controlplane.events import random_id
 
 TRACE_HEADER = "x-trace-id"
 
@@ -31,24 +32,20 @@ def choose_trace_id(header: str | None, traceparent: str | None) -> str:
     elif traceparent and (match := _TRACEPARENT.fullmatch(traceparent)):
         text = match.group(1)
     digits = text.replace("-", "").lower()
-    return str(uuid.UUID(digits)) if digits and digits != _NONE else _new_id()
-
-
-def _new_id() -> str:
-    """A random UUID (RFC 9562 §5.4) as text, at a fifth of what the `uuid` module takes.
-
-    It is no secret: the interpreter's own generator, seeded by the system, will do.
-    """
-    digits = f"{random.getrandbits(128):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+    return str(uuid.UUID(digits)) if digits and digits != _NONE else random_id()
 
 
 def begin_trace(header: str | None, traceparent: str | None) -> str:
     """Choose the request's trace id and bind it for its task and the tasks it starts."""
     trace_id = choose_trace_id(header, traceparent)
+    continue_trace(trace_id)
+    return trace_id
+
+
+def continue_trace(trace_id: str) -> None:
+    """Bind a trace id that was chosen before for the request's task and the tasks it starts."""
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(trace_id=trace_id)
-    return trace_id
 
 
 def current_trace_id() -> str | None:

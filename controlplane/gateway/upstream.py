@@ -10,20 +10,24 @@ Protocol: RFC 9112; Triton frames its answers with Content-Length or chunks.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 Headers = list[tuple[bytes, bytes]]
+# Told once that the answer is whole, that WHOLE bytes of it have come, or what went wrong.
+Listener = Callable[["UpstreamLost | UpstreamTimeout | None"], None]
 
 # An answer up to this size is waited for as a whole; a larger one is passed on as it comes.
 WHOLE = 2**20
 CONNECT_TIMEOUT = 5.0
 _IDLE = 256  # connections kept per server
+_COPIED = 2**16  # bytes; a smaller body is sent in one piece with its head, which costs less
 
 
 class UpstreamLost(Exception):
@@ -62,7 +66,10 @@ class Answer:
 
     def header(self, name: bytes) -> bytes | None:
         """Value of a header, `name` in lower case."""
-        return next((value for key, value in self.headers if key == name), None)
+        for key, value in self.headers:  # asked for every answer: a generator would show
+            if key == name:
+                return value
+        return None
 
     async def read(self) -> bytes:
         """The whole body.
@@ -72,6 +79,11 @@ class Answer:
         """
         if not self.complete:
             self.body = [chunk async for chunk in self.chunks()]
+        return self.whole
+
+    @property
+    def whole(self) -> bytes:
+        """The whole body of an answer that is complete."""
         if len(self.body) != 1:
             self.body = [b"".join(self.body)]
         return self.body[0]
@@ -111,6 +123,9 @@ class Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._listener: Listener | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._parsing = self._due = False
         self._enough = 0
         self._buffered = 0
         self._unsent = 0
@@ -124,12 +139,16 @@ class Connection(asyncio.Protocol):
         self._pool.add(self)
 
     def data_received(self, data: bytes) -> None:
+        self._parsing = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self.abort()
+        self._parsing = False
         if self._unasked:  # what follows could be taken for the next request's answer
             self.abort()
+        if self._due:
+            self._tell()
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.lost = True
@@ -199,8 +218,24 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             self.lost = True
         else:
-            self._transport.writelines((head, body) if body else (head,))
+            if len(body) > _COPIED:
+                self._transport.writelines((head, body))
+            else:
+                self._transport.write(head + body)
         return answer
+
+    def listen(self, listener: Listener, deadline: float) -> None:
+        """Have a function called instead of waiting: no future and no task for a small answer."""
+        self._enough = WHOLE
+        self._listener = listener
+        self._deadline_timer = self._loop.call_at(deadline, self._listened_enough)
+        if self.lost:
+            self._wake()
+
+    def give_up(self) -> None:
+        """End the request that is listened for; nobody is told."""
+        self._unlisten()
+        self.abort()
 
     async def more(self, chunk: bytes, answer: Answer) -> bool:
         """Send a further part of the body; False when the answer came first, so enough was sent.
@@ -266,6 +301,31 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        if self._listener is not None:
+            self._due = True
+            if not self._parsing:  # else when the parser is done: the listener may do anything
+                self._tell()
+
+    def _tell(self) -> None:
+        incomplete = self._answer is not None
+        listener = self._unlisten()
+        if listener is not None:
+            lost = incomplete and self.lost
+            text = "the connection was lost"
+            listener(UpstreamLost(text, begun=self._headed) if lost else None)
+
+    def _listened_enough(self) -> None:
+        listener = self._unlisten()
+        self.abort()
+        if listener is not None:
+            listener(UpstreamTimeout())
+
+    def _unlisten(self) -> Listener | None:
+        listener, self._listener, self._due = self._listener, None, False
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
+        return listener
 
 
 class Upstream:
@@ -297,7 +357,7 @@ class Upstream:
         Raises:
             UpstreamLost, UpstreamTimeout.
         """
-        connection = self._take()
+        connection = self.take()
         if connection is not None:
             answer = connection.begin(head, body, deadline)
             try:
@@ -311,6 +371,17 @@ class Upstream:
         answer = connection.begin(head, body, deadline)
         await connection.wait(deadline, enough=enough)
         return answer
+
+    @property
+    def kept(self) -> int:
+        """Connections that wait for a request."""
+        return len(self._idle)
+
+    def take(self) -> Connection | None:
+        """A kept connection, to `begin` a request on; None where there is none."""
+        self._check_address()
+        # The one used last: the others may end by themselves.
+        return self._idle.pop() if self._idle else None
 
     async def connect(self) -> Connection:
         """A new connection.
@@ -349,11 +420,6 @@ class Upstream:
         self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-
-    def _take(self) -> Connection | None:
-        self._check_address()
-        # The one used last: the others may end by themselves.
-        return self._idle.pop() if self._idle else None
 
     def _check_address(self) -> None:
         url = self._url()

@@ -92,6 +92,13 @@ class Terms(NamedTuple):
     priority: int
 
 
+class Loss(NamedTuple):
+    """A lease whose model died: what was leased, and when by `time.time()`."""
+
+    leased: Servable
+    began: float
+
+
 @dataclass(slots=True)
 class Outcome:
     """An inference under way, and how it ended: `error_code` None means well.
@@ -232,23 +239,44 @@ async def served(
     Raises:
         the `error` of AnswerLost, what `send` raises, and what `Scheduler.lease` raises.
     """
-    scheduler, deadline, priority = services.scheduler, terms.deadline, terms.priority
-    async with scheduler.lease(servable, deadline=deadline, priority=priority) as leased:
+    lease = services.scheduler.lease(servable, deadline=terms.deadline, priority=terms.priority)
+    async with lease as leased:
         began = time.time()
         try:
             return await send(leased)
         except AnswerLost as lost:
-            services.suspect(leased)
-            if not twice:
-                raise lost.error from None
-            log.warning("request is sent once more", model_id=leased.model_id, reason=str(lost))
-    await until_noticed(services, leased, began, deadline)
-    async with scheduler.lease(servable, deadline=deadline, priority=priority) as leased:
+            note_loss(services, leased, lost, twice=twice)
+    return await served_again(services, servable, send, terms, Loss(leased, began))
+
+
+async def served_again(
+    services: Services,
+    servable: Servable,
+    send: Callable[[Servable], Awaitable[T]],
+    terms: Terms,
+    loss: Loss,
+) -> T:
+    """The second try of `served`, when the death that ended the first has been seen."""
+    await until_noticed(services, loss.leased, loss.began, terms.deadline)
+    lease = services.scheduler.lease(servable, deadline=terms.deadline, priority=terms.priority)
+    async with lease as leased:
         try:
             return await send(leased)
         except AnswerLost as lost:
             services.suspect(leased)
             raise lost.error from None
+
+
+def note_loss(services: Services, leased: Servable, lost: AnswerLost, *, twice: bool) -> None:
+    """Note that a process died under a request, which goes on where it may be sent `twice`.
+
+    Raises:
+        the `error` of AnswerLost, where it may not.
+    """
+    services.suspect(leased)
+    if not twice:
+        raise lost.error from None
+    log.warning("request is sent once more", model_id=leased.model_id, reason=str(lost))
 
 
 async def until_noticed(
@@ -287,12 +315,18 @@ def note_refusal(
 
 
 @contextlib.contextmanager
-def counted(services: Services, servable: Servable, protocol: str) -> Iterator[Outcome]:
+def counted(
+    services: Services, servable: Servable, protocol: str, started: float | None = None
+) -> Iterator[Outcome]:
     """Publish InferenceFinished when the block ends, however it ends.
 
     An error that is passed on from Triton rather than raised is noted in the outcome.
+
+    Args:
+        started: `time.perf_counter()` of a request that began before.
     """
-    outcome = Outcome(services, servable, protocol)
+    started = time.perf_counter() if started is None else started
+    outcome = Outcome(services, servable, protocol, started)
     try:
         yield outcome
     except ModelMoraError as error:

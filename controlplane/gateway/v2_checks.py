@@ -9,6 +9,7 @@ Protocol: KServe v2 REST with Triton's binary tensor data extension.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -98,6 +99,7 @@ class _InferRequest(msgspec.Struct, omit_defaults=True):
 _decoder = msgspec.json.Decoder(_InferRequest)
 _generate_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
+_REMEMBERED = 1024  # bytes of JSON, at most
 
 
 class Checked(NamedTuple):
@@ -148,7 +150,8 @@ def check_infer_body(
     if length == 0:  # "raw binary request": no JSON at all, the shape is the model's own
         return Checked(plain, 0)
     binary = memoryview(plain)[length:]
-    checked = check_infer_json(plain[:length], len(binary), shared_memory=shared_memory)
+    check = _checked_before if length <= _REMEMBERED else check_infer_json
+    checked = check(plain[:length], len(binary), shared_memory=shared_memory)
     return checked._replace(body=b"".join((checked.body, binary)))
 
 
@@ -175,6 +178,10 @@ def check_infer_json(
         timeout_us=parameters.get("timeout", 0),
         in_sequence=bool(parameters.get("sequence_id")),
     )
+
+
+# Where the tensors are binary, a client's JSON says the same again and again.
+_checked_before = functools.lru_cache(maxsize=1024)(check_infer_json)
 
 
 def check_generate_body(body: bytes, *, encoding: str | None, limit: int) -> Checked:
@@ -240,21 +247,41 @@ def decompress(body: bytes, encoding: str | None, limit: int) -> bytes:
     Raises:
         InvalidInput, UnsupportedMedia, BodyTooLarge: as `check_infer_body`.
     """
-    if encoding is None or encoding in ("", "identity"):
+    stream = _inflater(encoding)
+    if stream is None:
         return body
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is unknown; use gzip or deflate.")
-    # 32: zlib finds out by itself whether it is gzip or zlib framing (zlib's inflateInit2).
-    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    try:
-        plain = stream.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidInput(f"The body is not valid {encoding}: {error}.") from None
+    plain = _inflated(stream, body, limit + 1, encoding)
     if len(plain) > limit:
         raise BodyTooLarge(limit)
     if not stream.eof:
         raise InvalidInput(f"The {encoding} body is cut off.")
     return plain
+
+
+def decompress_begin(body: bytes, encoding: str | None, size: int) -> bytes:
+    """The first `size` bytes of a body that may be compressed; the rest stays as it is.
+
+    Raises:
+        InvalidInput, UnsupportedMedia: as `check_infer_body`.
+    """
+    stream = _inflater(encoding) if size else None
+    return body[:size] if stream is None else _inflated(stream, body, size, encoding)
+
+
+def _inflater(encoding: str | None) -> zlib._Decompress | None:
+    if encoding is None or encoding in ("", "identity"):
+        return None
+    if encoding not in ("gzip", "deflate"):
+        raise UnsupportedMedia(f"Content-Encoding {encoding!r} is unknown; use gzip or deflate.")
+    # 32: zlib finds out by itself whether it is gzip or zlib framing (zlib's inflateInit2).
+    return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+
+
+def _inflated(stream: zlib._Decompress, body: bytes, most: int, encoding: str | None) -> bytes:
+    try:
+        return stream.decompress(body, most)
+    except zlib.error as error:
+        raise InvalidInput(f"The body is not valid {encoding}: {error}.") from None
 
 
 def json_length(text: str, available: int) -> int:

@@ -13,19 +13,17 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from controlplane.errors import InvalidInput, ModelMoraError
+from controlplane.errors import InvalidInput
 from controlplane.gateway import v2, v2_repository
 from controlplane.gateway.asgi import Reply, body_of
 from controlplane.gateway.errors import (
-    GENERIC_MESSAGE,
-    V2_HTTP_STATUS,
     ClientGone,
     MethodNotAllowed,
     NotOffered,
     UnknownRoute,
-    lookup,
-    retry_after,
 )
+from controlplane.gateway.v2_answers import error_reply
+from controlplane.gateway.v2_direct import Direct
 from controlplane.gateway.v2_paths import (
     READS,
     Target,
@@ -66,12 +64,17 @@ class Call(NamedTuple):
 
 
 class V2Http:
-    """The ASGI application. `close` must be called on the event loop it has run on."""
+    """The ASGI application. `close` must be called on the event loop it has run on.
+
+    Attributes:
+        direct: the way around ASGI for what comes all the time.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._relay = Relay(services)
         self._runs = Runs(services, self._relay)
+        self.direct = Direct(services, self._relay)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; every failure comes out as Triton's `{"error": "…"}`."""
@@ -212,17 +215,6 @@ class V2Http:
 
     def _terms(self) -> v2.Terms:
         return v2.terms(self._services.settings.request_timeout)
-
-
-def error_reply(error: Exception) -> Reply:
-    """A failure in Triton's own form (KServe v2, `$inference_error_response`)."""
-    if not isinstance(error, ModelMoraError):
-        log.error("unexpected error", error_code="INTERNAL_ERROR", exc_info=error)
-        return Reply.json(500, {"error": GENERIC_MESSAGE})
-    reply = Reply.json(lookup(V2_HTTP_STATUS, error, 500), {"error": error.message})
-    if wait := retry_after(error):
-        reply.headers.append((b"retry-after", wait.encode()))
-    return reply
 
 
 class _Region(msgspec.Struct):

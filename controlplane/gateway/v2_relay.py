@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from controlplane.errors import (
     InferenceTimeout,
     InvalidInput,
@@ -14,33 +12,18 @@ from controlplane.errors import (
     ServiceUnavailable,
 )
 from controlplane.gateway import v2
-from controlplane.gateway.asgi import Reply
 from controlplane.gateway.errors import ClientGone
 from controlplane.gateway.upstream import WHOLE, Answer, Upstream, UpstreamLost, UpstreamTimeout
-from controlplane.gateway.v2_checks import check_answer, decompress
+from controlplane.gateway.v2_answers import NOT_FORWARDED, checked_reply, error_text, returned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from controlplane.gateway.asgi import Scope, Send
+    from controlplane.gateway.asgi import Reply, Scope, Send
     from controlplane.gateway.services import Services
-    from controlplane.gateway.upstream import Headers
 
-HEADER_LENGTH = "inference-header-content-length"
-_HEADER_LENGTH = HEADER_LENGTH.encode()
-# RFC 9110 §7.6.1, and what the relay writes itself. A client must not be able to bring the
-# header that opens the private server's control calls.
-_NOT_FORWARDED = frozenset(
-    {
-        *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade"),
-        *(b"transfer-encoding", b"proxy-authenticate", b"proxy-authorization", b"expect"),
-        *(b"date", b"server", b"host", b"content-length", b"content-encoding", _HEADER_LENGTH),
-    }
-)
-_NOT_RETURNED = _NOT_FORWARDED - {b"content-encoding", _HEADER_LENGTH}
 # A reader that takes nothing of an answer for so long is given up, in seconds.
 SEND_STALL = 60.0
-_MOST_JSON = 2**30
 
 
 class Relay:
@@ -86,7 +69,7 @@ class Relay:
             InvalidInput: a header has a line break in it.
         """
         secret = {n.lower().encode() for n in self._services.server.endpoints.http_headers}
-        barred = _NOT_FORWARDED | secret | _named_by_connection(scope)
+        barred = NOT_FORWARDED | secret | _named_by_connection(scope)
         lines = [b"%b: %b\r\n" % pair for pair in scope["headers"] if pair[0] not in barred]
         text = b"".join(lines)
         if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines):
@@ -136,20 +119,6 @@ async def unless_not_run(answer: Answer, model_id: str) -> Answer:
     return answer
 
 
-def error_text(body: bytes) -> str:
-    """Triton's reason in an answer `{"error": "…"}`, empty in others."""
-    try:
-        found = msgspec.json.decode(body, type=dict[str, object]).get("error")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ""
-    return found if isinstance(found, str) else ""
-
-
-def returned(answer: Answer) -> Headers:
-    """Headers of an answer that the client is to have."""
-    return [pair for pair in answer.headers if pair[0] not in _NOT_RETURNED]
-
-
 async def whole_reply(answer: Answer) -> Reply:
     """The answer as one reply, its JSON checked.
 
@@ -157,35 +126,8 @@ async def whole_reply(answer: Answer) -> Reply:
         UnwritableAnswer: there is no valid JSON for it.
         ServiceUnavailable, InferenceTimeout: of the connection, see `upstream_errors`.
     """
-    body = await answer.read()
-    if answer.status < 300:
-        check_answer(_json_of(answer, body))
-    return Reply(answer.status, body, returned(answer))
-
-
-def is_json(answer: Answer) -> bool:
-    """True when all of the body is JSON, and has to be seen before it is passed on."""
-    return answer.header(_HEADER_LENGTH) is None
-
-
-def check_begun(answer: Answer) -> None:
-    """Check the JSON at the beginning of an answer that is passed on as it comes.
-
-    Raises:
-        UnwritableAnswer: there is no valid JSON for it.
-    """
-    length = answer.header(_HEADER_LENGTH)
-    if answer.status < 300 and length and not answer.header(b"content-encoding"):
-        begun = b"".join(answer.body)
-        if len(begun) >= int(length):
-            check_answer(begun[: int(length)])
-
-
-def _json_of(answer: Answer, body: bytes) -> bytes:
-    encoding = (answer.header(b"content-encoding") or b"").decode("latin-1")
-    plain = decompress(body, encoding, _MOST_JSON) if encoding else body
-    length = answer.header(_HEADER_LENGTH)
-    return plain if length is None else plain[: int(length)]
+    await answer.read()
+    return checked_reply(answer)
 
 
 async def pass_on(answer: Answer, chunks: AsyncIterator[bytes], send: Send) -> None:

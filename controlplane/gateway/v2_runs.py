@@ -14,8 +14,9 @@ import structlog
 
 from controlplane.errors import InferenceTimeout, ModelMoraError, ServiceUnavailable
 from controlplane.gateway import v2
-from controlplane.gateway.asgi import Reply, announced_length, body_of, header, next_chunk
+from controlplane.gateway.asgi import BEGUN, Reply, announced_length, body_of, header, next_chunk
 from controlplane.gateway.upstream import UpstreamLost, UpstreamTimeout
+from controlplane.gateway.v2_answers import HEADER_LENGTH, check_begun, is_json, mended
 from controlplane.gateway.v2_checks import (
     Checked,
     check_generate_body,
@@ -26,11 +27,7 @@ from controlplane.gateway.v2_checks import (
 from controlplane.gateway.v2_events import checked_events
 from controlplane.gateway.v2_paths import Target, upstream_path
 from controlplane.gateway.v2_relay import (
-    HEADER_LENGTH,
     Relay,
-    check_begun,
-    error_text,
-    is_json,
     pass_on,
     request_head,
     unless_not_run,
@@ -44,13 +41,13 @@ if TYPE_CHECKING:
     from controlplane.gateway.asgi import Receive, Scope, Send
     from controlplane.gateway.services import Services
     from controlplane.gateway.upstream import Answer
+    from controlplane.gateway.v2_begun import Begun
     from controlplane.registry.model import Servable
 
 log = structlog.get_logger(__name__)
 
 PROTOCOL = "v2_http"
 HELD = 2**20
-_GENERATE_FAULT = "generate expects model to produce exactly 1 response"
 
 
 class Sent:
@@ -95,10 +92,14 @@ class Runs:
         body = await body_of(run.scope, run.receive, self._limit)
         # Again: the current version may have changed while the body came.
         servable = v2.resolve(self._services, target.name, target.version)
-        with v2.counted(self._services, servable, PROTOCOL) as outcome:
+        begun: Begun | None = run.scope.get(BEGUN)
+        started = begun.started if begun else None
+        with v2.counted(self._services, servable, PROTOCOL, started) as outcome:
             checked = self._check(run, body)
             outcome.batch_size = checked.batch_size
-            terms = self._terms(checked)
+            terms = begun.terms if begun else self._terms(checked)
+            if begun and begun.answer:
+                return await self._finish(run, servable, begun.answer, terms, outcome)
             once = checked.in_sequence
             lines = self._lines(run, checked)
             if target.action == "generate_stream":
@@ -112,7 +113,10 @@ class Runs:
                 with upstream_errors(leased.model_id, terms):
                     return await unless_not_run(answer, leased.model_id)
 
-            answer = await v2.served(self._services, servable, send, terms, twice=not once)
+            if begun and begun.loss:
+                answer = await v2.served_again(self._services, servable, send, terms, begun.loss)
+            else:
+                answer = await v2.served(self._services, servable, send, terms, twice=not once)
             return await self._finish(run, servable, answer, terms, outcome)
 
     # -- before the lease --------------------------------------------------------------------
@@ -153,7 +157,7 @@ class Runs:
                 reply = await whole_reply(answer)
         finally:
             answer.drop()
-        reply = _with_triton_faults_mended(run.target.action, reply)
+        reply = mended(run.target.action, reply)
         if reply.status >= 400:
             fault = reply.status < 500
             v2.note_refusal(self._services, servable, outcome, clients_fault=fault)
@@ -257,17 +261,6 @@ class Runs:
 
 def _head(servable: Servable, action: str, lines: list[bytes], length: int) -> bytes:
     return request_head("POST", f"{upstream_path(servable)}/{action}", lines, length)
-
-
-def _with_triton_faults_mended(action: str, reply: Reply) -> Reply:
-    """Faults of the request that Triton reports as success or as its own failure: 400."""
-    if action == "infer":
-        if reply.status == 501:  # a decoupled model, which only streams
-            reply.status = 400
-    elif reply.status == 200 and reply.body.startswith(b'{"error"'):
-        text = error_text(reply.body)
-        reply.status = 400 if _GENERATE_FAULT in text else 500
-    return reply
 
 
 async def _patiently(answer: Answer, seconds: float | None) -> AsyncIterator[bytes]:

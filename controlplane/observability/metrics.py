@@ -11,7 +11,7 @@ import contextlib
 import gc
 import platform
 from importlib.metadata import version as distribution_version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from controlplane.observability.gauges import MemoryView
+
+M = TypeVar("M", Counter, Histogram)
 
 # From a single short text on an idle machine to a first request that loads a large model.
 _DURATION_BUCKETS = (
@@ -64,8 +66,7 @@ class Metrics:
         self._writing, self._gc_was_on = 0, True
         ProcessCollector(registry=self._registry)
         self._healing: set[str] = set()
-        # Finding a metric by its labels takes longer than counting.
-        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         bus.subscribe(events.InferenceFinished, self._on_inference)
         bus.subscribe(events.ModelLoaded, self._on_loaded)
         bus.subscribe(events.ModelUnloaded, self._on_unloaded)
@@ -204,21 +205,25 @@ class Metrics:
         )
 
     def _on_inference(self, event: events.InferenceFinished) -> None:
-        key = event.model_id, event.task_type, event.status
-        children = self._children.get(key)
-        if children is None:
-            children = self._children[key] = (
-                self._requests.labels(event.model_id, event.status),
-                self._duration.labels(event.model_id, event.task_type),
-            )
-        count, duration = children
-        count.inc()
-        duration.observe(event.duration_seconds)
+        model_id, child = event.model_id, self._child
+        child(self._requests, model_id, event.status).inc()
+        child(self._duration, model_id, event.task_type).observe(event.duration_seconds)
         if event.batch_size is not None:
-            self._batch.labels(event.model_id).observe(event.batch_size)
+            child(self._batch, model_id).observe(event.batch_size)
         if event.status == "error":
             code = event.error_code or "INTERNAL_ERROR"
-            self._failed.labels(event.model_id, event.protocol, code).inc()
+            child(self._failed, model_id, event.protocol, code).inc()
+
+    def _child(self, metric: M, *labels: str) -> M:
+        """What `metric.labels` gives; every request asks, and that takes a lock and a search.
+
+        The first label is the model's id.
+        """
+        try:
+            found: M = self._children[metric, labels]
+        except KeyError:
+            found = self._children[metric, labels] = metric.labels(*labels)
+        return found
 
     def _on_loaded(self, event: events.ModelLoaded) -> None:
         self._loads.labels(event.model_id, "success").inc()
@@ -250,8 +255,9 @@ class Metrics:
     def _on_unregistered(self, event: events.ModelUnregistered) -> None:
         """Labels are those of registered models: a thousand that came and went must not stay."""
         self._healing.discard(event.model_id)
-        for key in [key for key in self._children if key[0] == event.model_id]:
-            del self._children[key]  # a model of that name that comes later has new ones
+        self._children = {
+            key: child for key, child in self._children.items() if key[1][0] != event.model_id
+        }
         for metric in (
             *(self._requests, self._failed, self._duration, self._batch),
             *(self._loads, self._load_duration, self._load_failures),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import socket
 from pathlib import Path
@@ -114,14 +115,7 @@ class EmbeddedTriton:
         """Valid after `start`; the ports change only when others took them during a restart."""
         if self._ports is None:
             raise StartupError("The embedded Triton server was not started.")
-        http, grpc, metrics = self._ports
-        return Endpoints(
-            grpc_url=f"{HOST}:{grpc}",
-            http_url=f"http://{HOST}:{http}",
-            metrics_url=f"http://{HOST}:{metrics}/metrics",
-            grpc_metadata=((GRPC_HEADER_PREFIX + CONTROL_HEADER, self._secret),),
-            http_headers={CONTROL_HEADER: self._secret},
-        )
+        return _endpoints(self._ports, self._secret)
 
     async def begin(self) -> None:
         """End leftovers of an earlier life and start the process, without waiting for an answer.
@@ -335,6 +329,19 @@ class EmbeddedTriton:
 def _failure(process: ServerProcess, timeout: float) -> str:
     said = " | ".join(process.last_words) or "it said nothing"
     return f"Triton ended, or did not answer within {timeout:g} s, when it was started: {said}"
+
+
+@functools.lru_cache(maxsize=1)
+def _endpoints(ports: tuple[int, int, int], secret: str) -> Endpoints:
+    """Remembered, because every request of the relay asks where the server listens now."""
+    http, grpc, metrics = ports
+    return Endpoints(
+        grpc_url=f"{HOST}:{grpc}",
+        http_url=f"http://{HOST}:{http}",
+        metrics_url=f"http://{HOST}:{metrics}/metrics",
+        grpc_metadata=((GRPC_HEADER_PREFIX + CONTROL_HEADER, secret),),
+        http_headers={CONTROL_HEADER: secret},
+    )
 
 
 def _free_ports() -> tuple[int, int, int]:

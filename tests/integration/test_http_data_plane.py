@@ -269,6 +269,26 @@ async def test_the_requests_priority_counts(gateway, http, monkeypatch):
     assert taken == [3, 1, 4]
 
 
+# -- the short way ------------------------------------------------------------------------------
+
+
+async def test_requests_of_either_client_are_answered_below_asgi(gateway, http, monkeypatch):
+    """As JSON, as binary tensors, compressed answers; the first one has loaded the model."""
+    await http.infer(ECHO, inputs_of(triton_http))
+    monkeypatch.setattr("controlplane.gateway.v2_runs.Runs.run", None)
+    outputs = [triton_http.InferRequestedOutput("text_output", binary_data=False)]
+    for options in ({}, {"outputs": outputs}, {"response_compression_algorithm": "gzip"}):
+        result = await http.infer(ECHO, inputs_of(triton_http, text="short"), **options)
+        assert result.as_numpy("text_output").tolist() == [[b"short"]]
+
+    def blocking():
+        with blocking_http.InferenceServerClient(gateway.http_address) as client:
+            return client.infer(ECHO, inputs_of(blocking_http)).as_numpy("text_output").tolist()
+
+    assert await asyncio.to_thread(blocking) == [[b"hello"]]
+    assert [event.status for event in finished(gateway)] == ["success"] * 5
+
+
 # -- answers that JSON cannot carry ------------------------------------------------------------
 
 

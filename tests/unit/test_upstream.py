@@ -246,6 +246,71 @@ async def test_a_body_in_parts_and_an_answer_that_comes_before_its_end():
         assert server.connections == 2  # half a request was sent on the first
 
 
+# -- listening instead of waiting --------------------------------------------------------------
+
+
+async def listened(pool, seconds=30.0):
+    """A request on a kept connection; its answer, and what the listener is told."""
+    connection, told = pool.take(), asyncio.get_running_loop().create_future()
+    answer = connection.begin(HEAD, BODY, in_a_second(seconds))
+    connection.listen(told.set_result, answer.deadline)
+    return connection, answer, told
+
+
+async def test_a_listener_is_told_once_and_the_connection_is_kept():
+    server = Server(OK, OK, (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"o", b"k"))
+    async with pool_before(server) as pool:
+        await ask(pool)
+        for _ in range(2):
+            assert pool.kept == 1
+            _, answer, told = await listened(pool)
+            assert pool.kept == 0
+            assert await told is None
+            assert (answer.complete, answer.whole) == (True, b"ok")
+        assert (pool.kept, server.connections) == (1, 1)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_listener_is_told_of_a_loss(begun):
+    server = Server(OK, Server.CLOSE)
+    async with pool_before(server) as pool:
+        await ask(pool)
+        if begun:
+
+            async def closing(step, writer, reader):
+                writer.write(OK[:-1])
+                await writer.drain()
+                raise ConnectionError
+
+            server.answer = closing
+        _, answer, told = await listened(pool)
+        error = await told
+        assert isinstance(error, UpstreamLost)
+        assert (error.begun, answer.complete, pool.kept) == (begun, False, 0)
+
+
+async def test_a_listener_is_told_when_the_deadline_comes_or_the_pool_closes():
+    server = Server(OK, None, OK, None)
+    async with pool_before(server) as pool:
+        await ask(pool)
+        _, _, told = await listened(pool, seconds=0.02)
+        assert isinstance(await told, UpstreamTimeout)
+        await ask(pool)
+        _, _, told = await listened(pool)
+        pool.close()
+        assert isinstance(await told, UpstreamLost)
+
+
+async def test_a_listener_that_gave_up_is_told_nothing():
+    server = Server(OK, None)
+    async with pool_before(server) as pool:
+        await ask(pool)
+        connection, _, told = await listened(pool)
+        connection.give_up()
+        await eventually(lambda: server.gone)
+        assert not told.done()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     bodies=st.lists(st.binary(max_size=300), min_size=1, max_size=4),
