@@ -42,9 +42,9 @@ def make_tiny(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
-def make_home(home: Path, model_id: str, source: Path) -> None:
+def make_home(home: Path, model_id: str, source: Path, *, forking: bool = False) -> None:
     """The home of a stopped server with a model installed from the folder `source`."""
-    service = Service(home)
+    service = Service(home, forking=forking)
     try:
         with service.start().client() as client:
             client.install(model_id, source_url=source.as_uri(), timeout=150)

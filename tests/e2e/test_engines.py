@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service")).start()
+    running = Service(tmp_path_factory.mktemp("service"), forking=True).start()
     try:
         with running.client() as client:
             client.install(MODEL, source_url=source, timeout=ENOUGH)

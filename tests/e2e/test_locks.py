@@ -59,7 +59,9 @@ def machines(
     environment: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
     """Two servers with nothing in common but the hub."""
-    first, second = (Service(tmp_path_factory.mktemp(name)) for name in ("first", "second"))
+    first, second = (
+        Service(tmp_path_factory.mktemp(name), forking=True) for name in ("first", "second")
+    )
     try:
         yield first.start(), second.start()
     finally:

@@ -58,7 +58,7 @@ def service(
         home = tmp_path_factory.mktemp("service")
         patched.setenv("HF_ENDPOINT", hub.url)
         patched.setenv("HF_HOME", str(home / "hf"))
-        running = Service(home).start()
+        running = Service(home, forking=True).start()
     try:
         with running.client() as client:
             client.install(MODEL, "v1.0.0", timeout=120)
