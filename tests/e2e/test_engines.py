@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from controlplane.client import InstallFailed, ModelMoraApiError, vectors
+from converters.candidates import NEGLIGIBLE_SECONDS
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 MODEL = "org/tiny"
 TEXTS = ["the cat plays in the house", "a", "the small dog eats by the river"]
 ENOUGH = 240.0
+FAST_MS = 1000 * NEGLIGIBLE_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,15 @@ def embeddings(client: ModelMoraClient) -> np.ndarray:
 def test_a_model_that_is_fast_enough_takes_the_default(client: ModelMoraClient) -> None:
     model = client.get(MODEL)
     assert model.artefact is not None
-    (only,) = model.artefact["candidates"]
-    assert (model.engine, model.artefact["precision"]) == ("onnxruntime", "fp32")
-    assert only["chosen"] is True
-    assert set(only["milliseconds"]) == {"1", "8", "32"}
-    assert only["min_cosine"] >= 0.9999
+    first, *others = model.artefact["candidates"]
+    assert (first["engine"], first["precision"]) == ("onnxruntime", "fp32")
+    # On a busy machine even a tiny model may not have been fast enough in any of its runs.
+    if not others:
+        assert (model.engine, model.artefact["precision"]) == ("onnxruntime", "fp32")
+        assert first["chosen"] is True
+    assert others == [] or max(first["milliseconds"].values()) >= FAST_MS
+    assert set(first["milliseconds"]) == {"1", "8", "32"}
+    assert first["min_cosine"] >= 0.9999
 
 
 def test_tuning_switches_a_loaded_model_and_requests_go_on(client: ModelMoraClient) -> None:

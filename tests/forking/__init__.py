@@ -38,7 +38,7 @@ class Parent:
             listener.bind(address)
             listener.listen(64)  # from now on clients find somebody
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forking.parent", str(listener.fileno())],
+                [sys.executable, "-m", "tests.forking.parent", str(listener.fileno()), address],
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
                 cwd=ROOT,

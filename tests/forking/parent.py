@@ -1,11 +1,13 @@
 """The process that converters fork from; `tests.forking` starts it.
 
 Each request gets a keeper, which forks the converter, waits for its end or for its client's, and
-answers. Nobody is left when the test run dies: our stdin ends with it, and children with us.
+answers. Nobody is left when the test run dies: our stdin ends with it, children end with us, and
+what else the run started is killed then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -16,7 +18,12 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
+
+import psutil
+
+from tests.forking import SOCKET
 
 # What conversions import; only imported, so that nothing has started a thread when we fork.
 MODULES = (
@@ -44,6 +51,20 @@ def serve(listener: socket.socket) -> None:
                 listener.close()
                 _keep(client)
             client.close()
+
+
+def sweep(address: str) -> None:
+    """Kill what the test run has left: a worker that was killed could not end its servers.
+
+    All that it started, however deep below, has our address in its environment.
+    """
+    mark = f"{SOCKET}={address}".encode()
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            started_with = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            if mark in started_with and process.status() != psutil.STATUS_ZOMBIE:
+                print(f"left behind by the tests, killed: {process.cmdline()}", file=sys.stderr)
+                process.kill()
 
 
 def _prepare() -> None:
@@ -121,3 +142,4 @@ def _convert(asked: dict[str, Any], out: int, err: int) -> None:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
+    sweep(sys.argv[2])
