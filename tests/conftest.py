@@ -31,6 +31,10 @@ LONG = (
 FOLDERS = ("e2e", "integration", "contract", "unit")
 TESTS = Path(__file__).parent
 
+# Hundreds of processes import the control plane: where Python is told to keep no bytecode, each
+# of them would compile it again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Hypothesis tries the same examples every time: what a change breaks is found by its own run, not
 # by a later one's. `pytest --hypothesis-profile=search` looks for others. Machines differ too much
 # for deadlines of single examples.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +14,7 @@ from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from controlplane.client import ModelMoraClient
 
@@ -29,19 +27,11 @@ FAST_MS = 1000 * NEGLIGIBLE_SECONDS
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    code = f"import pathlib, tests.models as m; m.tiny_bert(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    return folder.as_uri()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Service]:
     running = Service(tmp_path_factory.mktemp("service"), forking=True).start()
     try:
         with running.client() as client:
-            client.install(MODEL, source_url=source, timeout=ENOUGH)
+            client.install(MODEL, source_url=tiny.as_uri(), timeout=ENOUGH)
         yield running
     finally:
         running.end()

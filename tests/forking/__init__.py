@@ -15,6 +15,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 SOCKET = "CONVERTERS_FORK_AT"
 ROOT = Path(__file__).parents[2]
@@ -26,6 +30,12 @@ def environment() -> dict[str, str]:
         return {}
     path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {"PYTHONPATH": os.pathsep.join(part for part in path if part)}
+
+
+def fork_converters(patched: pytest.MonkeyPatch) -> None:
+    """Those that this process starts from now on."""
+    for name, value in environment().items():
+        patched.setenv(name, value)
 
 
 class Parent:
