@@ -13,7 +13,7 @@ import pytest
 
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
-from tests import measuring, prepared
+from tests import forking, measuring, prepared
 from tests.triton_models import TritonModels
 
 if TYPE_CHECKING:
@@ -31,12 +31,22 @@ LONG = (
 FOLDERS = ("e2e", "integration", "contract", "unit")
 TESTS = Path(__file__).parent
 
+# Hundreds of processes import the control plane: where Python is told to keep no bytecode, each
+# of them would compile it again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Hypothesis tries the same examples every time: what a change breaks is found by its own run, not
 # by a later one's. `pytest --hypothesis-profile=search` looks for others. Machines differ too much
 # for deadlines of single examples.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("same")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One process that converters fork from, for all workers."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and not config.option.collectonly:
+        config.add_cleanup(forking.Parent().end)
 
 
 @pytest.hookimpl(trylast=True)
@@ -135,5 +145,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed_home(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """The home of a stopped server with `prepared.TINY` installed; work on a copy of it."""
     return prepared.once(
-        tmp_path_factory, "home", lambda home: prepared.make_home(home, prepared.TINY, tiny)
+        tmp_path_factory,
+        "home",
+        lambda home: prepared.make_home(home, prepared.TINY, tiny, forking=True),
     )

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
 
+from tests.models import tiny_bert
 from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pytest
 
 TINY = "tests/tiny-bert"
-ROOT = Path(__file__).parents[1]
 
 
 def once(
@@ -37,14 +36,13 @@ def once(
 
 
 def make_tiny(folder: Path) -> None:
-    """A tiny BERT, written by a process of its own: torch stays out of this one."""
-    code = f"import pathlib, tests.models as m; m.tiny_bert(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    """A tiny BERT, written by this process: collecting the tests has imported torch already."""
+    tiny_bert(folder)
 
 
-def make_home(home: Path, model_id: str, source: Path) -> None:
+def make_home(home: Path, model_id: str, source: Path, *, forking: bool = False) -> None:
     """The home of a stopped server with a model installed from the folder `source`."""
-    service = Service(home)
+    service = Service(home, forking=forking)
     try:
         with service.start().client() as client:
             client.install(model_id, source_url=source.as_uri(), timeout=150)

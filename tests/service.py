@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from controlplane.client import ModelMoraClient
-from tests import measuring
+from tests import forking, measuring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,10 +25,13 @@ STOP_TIMEOUT = 60.0
 class Service:
     """One server on the data below `home`; may be started again after it was stopped or killed."""
 
-    def __init__(self, home: Path, *, measured: bool = False, **settings: str) -> None:
-        """`measured`: coverage counts its lines."""
+    def __init__(
+        self, home: Path, *, measured: bool = False, forking: bool = False, **settings: str
+    ) -> None:
+        """`measured`: coverage counts its lines; `forking`: its converters need not start anew."""
         self.home = home
         self.measured = measured
+        self.forking = forking
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.url = self.grpc_url = ""
@@ -58,7 +61,8 @@ class Service:
             **self.settings,
         }
         ours = {f"MODELMORA_{name}": value for name, value in values.items()}
-        return {**os.environ, **ours, **(measuring.ENVIRONMENT if self.measured else {})}
+        measured = measuring.ENVIRONMENT if self.measured else {}
+        return {**os.environ, **ours, **measured, **(forking.environment() if self.forking else {})}
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for anything."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from controlplane.client import InstallFailed, ModelMoraApiError, vectors
+from converters.candidates import NEGLIGIBLE_SECONDS
 from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from controlplane.client import ModelMoraClient
 
@@ -24,22 +23,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 MODEL = "org/tiny"
 TEXTS = ["the cat plays in the house", "a", "the small dog eats by the river"]
 ENOUGH = 240.0
+FAST_MS = 1000 * NEGLIGIBLE_SECONDS
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("source") / "tiny"
-    code = f"import pathlib, tests.models as m; m.tiny_bert(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    return folder.as_uri()
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, source: str) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service")).start()
+def service(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"), forking=True).start()
     try:
         with running.client() as client:
-            client.install(MODEL, source_url=source, timeout=ENOUGH)
+            client.install(MODEL, source_url=tiny.as_uri(), timeout=ENOUGH)
         yield running
     finally:
         running.end()
@@ -58,11 +50,15 @@ def embeddings(client: ModelMoraClient) -> np.ndarray:
 def test_a_model_that_is_fast_enough_takes_the_default(client: ModelMoraClient) -> None:
     model = client.get(MODEL)
     assert model.artefact is not None
-    (only,) = model.artefact["candidates"]
-    assert (model.engine, model.artefact["precision"]) == ("onnxruntime", "fp32")
-    assert only["chosen"] is True
-    assert set(only["milliseconds"]) == {"1", "8", "32"}
-    assert only["min_cosine"] >= 0.9999
+    first, *others = model.artefact["candidates"]
+    assert (first["engine"], first["precision"]) == ("onnxruntime", "fp32")
+    # On a busy machine even a tiny model may not have been fast enough in any of its runs.
+    if not others:
+        assert (model.engine, model.artefact["precision"]) == ("onnxruntime", "fp32")
+        assert first["chosen"] is True
+    assert others == [] or max(first["milliseconds"].values()) >= FAST_MS
+    assert set(first["milliseconds"]) == {"1", "8", "32"}
+    assert first["min_cosine"] >= 0.9999
 
 
 def test_tuning_switches_a_loaded_model_and_requests_go_on(client: ModelMoraClient) -> None:

@@ -32,6 +32,7 @@ async def test_install_and_infer_on_an_external_triton(
     ((name, value),) = endpoints.http_headers.items()
     service = Service(
         tmp_path / "service",
+        forking=True,
         MODEL_REPOSITORY=str(triton.repository),
         TRITON_GRPC_URL=endpoints.grpc_url,
         TRITON_HTTP_URL=endpoints.http_url,
@@ -109,6 +110,7 @@ async def test_a_triton_that_is_away_at_the_start_and_later(
     ((name, value),) = triton.endpoints.http_headers.items()
     service = Service(
         tmp_path / "service",
+        forking=True,
         MODEL_REPOSITORY=str(triton.repository),
         TRITON_GRPC_URL=f"127.0.0.1:{wire.port}",
         TRITON_CONTROL_HEADER=f"{name}={value}",

@@ -41,7 +41,7 @@ def service(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         hub.add(LLAMA, sources / "llama")
         hub.add(BLIP, sources / "blip")
         home = tmp_path_factory.mktemp("generation")
-        running = Service(home).start()
+        running = Service(home, forking=True).start()
         try:
             with running.client() as client:
                 for model in (LLAMA, BLIP):

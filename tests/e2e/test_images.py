@@ -29,7 +29,7 @@ def test_a_clip_from_the_hub_gives_vectors_of_pictures_and_texts(tmp_path: Path)
     files = {path.name: path.read_bytes() for path in source.iterdir()}
     with LocalHub() as hub:
         hub.add(CLIP, files)
-        service = Service(tmp_path / "service")
+        service = Service(tmp_path / "service", forking=True)
         # Whatever the hub's library reads, it reads when it is imported.
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HF_ENDPOINT", hub.url)

@@ -25,7 +25,7 @@ ONE, TWO = "org/one", "org/two"
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A server with two small models and room for one of them."""
     source = tiny_bert(tmp_path_factory.mktemp("tiny") / "m")
-    running = Service(tmp_path_factory.mktemp("keeping"), MAX_MODELS="1").start()
+    running = Service(tmp_path_factory.mktemp("keeping"), forking=True, MAX_MODELS="1").start()
     try:
         with running.client() as client:
             for model in (ONE, TWO):

@@ -61,7 +61,7 @@ def hub(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path / "own")
+    service = Service(tmp_path / "own", forking=True)
     yield service
     service.end()
 

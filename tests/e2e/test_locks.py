@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from tests import models
 from tests.hub import LocalHub
 from tests.programs import program
 from tests.service import Service
@@ -30,13 +31,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small models of different weights, built in a process of its own."""
+    """Two small models of different weights."""
     folder = tmp_path_factory.mktemp("sources")
-    code = (
-        "import pathlib, sys, tests.models as m; f = pathlib.Path(sys.argv[1]);"
-        "m.tiny_bert(f / 'one'); m.tiny_distilbert(f / 'two')"
-    )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+    models.tiny_bert(folder / "one")
+    models.tiny_distilbert(folder / "two")
     return folder
 
 
@@ -59,7 +57,9 @@ def machines(
     environment: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Service]]:
     """Two servers with nothing in common but the hub."""
-    first, second = (Service(tmp_path_factory.mktemp(name)) for name in ("first", "second"))
+    first, second = (
+        Service(tmp_path_factory.mktemp(name), forking=True) for name in ("first", "second")
+    )
     try:
         yield first.start(), second.start()
     finally:

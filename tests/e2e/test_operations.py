@@ -82,6 +82,7 @@ def test_a_catalog_file_is_installed_and_preloaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    own.forking = True
     tiny_bert(tmp_path / "models" / "tiny")
     file = tmp_path / "modelmora.yaml"
     file.write_text(f"models:\n  - name: {TINY}\n    source: ${{HERE:-.}}/models/tiny\n")

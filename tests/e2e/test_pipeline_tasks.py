@@ -44,7 +44,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "tiny/diffusion": pipeline_models.stable_diffusion(home / "diffusion"),
         "tiny/listener": pipeline_models.ctc_listener(home / "listener"),
     }
-    running = Service(home / "service", MAX_MODELS="2").start()
+    running = Service(home / "service", forking=True, MAX_MODELS="2").start()
     try:
         with running.client() as client:
             for name, source in sources.items():

@@ -6,7 +6,6 @@ import asyncio
 import subprocess
 import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,11 +16,13 @@ import tritonclient.http as triton_http
 
 from controlplane.client import AsyncModelMoraClient, ModelMoraApiError
 from tests.hub import LocalHub
+from tests.models import tiny_bert
 from tests.service import Service
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.triton]
 
@@ -33,13 +34,7 @@ API = f"/api/v1/models/{MODEL}"
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two builds of a model whose vectors differ: as it is, and not normalized."""
     home = tmp_path_factory.mktemp("weights")
-    code = (
-        "import pathlib, tests.models as m\n"
-        f"home = pathlib.Path({str(home)!r})\n"
-        "m.tiny_bert(home / 'one'), m.tiny_bert(home / 'two', normalize=False)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    return home / "one", home / "two"
+    return tiny_bert(home / "one"), tiny_bert(home / "two", normalize=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +53,7 @@ def service(
         home = tmp_path_factory.mktemp("service")
         patched.setenv("HF_ENDPOINT", hub.url)
         patched.setenv("HF_HOME", str(home / "hf"))
-        running = Service(home).start()
+        running = Service(home, forking=True).start()
     try:
         with running.client() as client:
             client.install(MODEL, "v1.0.0", timeout=120)

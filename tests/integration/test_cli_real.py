@@ -65,7 +65,7 @@ def modelmora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """A server of its own with a small random BERT installed, through the CLI."""
     home = tmp_path_factory.mktemp("cli")
     source = tiny_bert(home / "tiny bert")
-    service = Service(home / "server").start()
+    service = Service(home / "server", forking=True).start()
     shell = Shell(service, source)
     try:
         installed = shell("install", MODEL_ID, "--source", source.name)

@@ -31,6 +31,7 @@ from controlplane.registry.patience import HubLimits
 from controlplane.registry.repository import ModelRepository
 from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
+from tests.forking import fork_converters
 from tests.hub import LocalHub, wait_until
 from tests.webserver import WebServer
 
@@ -121,15 +122,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random BERT; built in a process of its own, which torch leaves with it."""
-    folder = tmp_path_factory.mktemp("tiny") / "bert"
-    code = f"import pathlib, tests.models as m; m.tiny_bert(pathlib.Path({str(folder)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def installed_home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a registry with the tiny model installed from its directory."""
     registry = Registry(tmp_path_factory.mktemp("installed"))
@@ -141,7 +133,9 @@ def installed_home(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         assert model.current.status is VersionStatus.READY, model.current.error_message
         await registry.stop()
 
-    asyncio.run(install())
+    with pytest.MonkeyPatch.context() as patched:
+        fork_converters(patched)
+        asyncio.run(install())
     return registry.home
 
 
@@ -221,7 +215,7 @@ async def test_a_model_id_becomes_a_published_artefact(
             seen.append(progress)
         return progress is None
 
-    await until(watch)
+    await until(watch, 150)  # a real converter, on a busy machine
     version = registry.store.version(MODEL)
     assert version.error_message is None
     assert version.status is VersionStatus.READY
@@ -387,8 +381,9 @@ async def test_a_converter_gets_no_secret_and_no_network(
 
 
 async def test_an_archive_on_the_web_is_installed_where_the_settings_allow_it(
-    tmp_path: Path, tiny: Path
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fork_converters(monkeypatch)
     registry = Registry(tmp_path / "home")
     with WebServer(tmp_path) as web:
         archive = io.BytesIO()
@@ -695,6 +690,7 @@ async def test_an_artefact_that_was_away_for_one_start_is_served_again(
 async def test_reinstalling_uses_the_source_that_was_downloaded(
     installed: Registry, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fork_converters(monkeypatch)
     before = installed.store.version(MODEL)
     shutil.rmtree(installed.artefact)
     installed.db.execute("UPDATE model SET source_url = ?", [str(tmp_path / "gone")])
