@@ -21,6 +21,9 @@ _ERROR, _RESPONSE = 1, 2
 _NAME, _VERSION, _PARAMETERS, _OUTPUTS, _CONTENTS = 1, 2, 4, 5, 6
 _FIXED64, _FIXED32 = 1, 5
 _FINAL = b"triton_final_response"
+_AS_TRITON_WRITES = {
+    b"\n\x15" + _FINAL + b"\x12\x02\x08" + bytes((flag,)): flag == 1 for flag in (0, 1)
+}
 _MAX_NAME = 4096
 _MAX_PARAMETER = 1024  # larger ones are none of those that are read
 # Of an answer that has shown neither outputs nor an error yet; ids are the clients' own.
@@ -237,7 +240,9 @@ class _Scan:
             self._version = self._value(start, end, _MAX_NAME)
         elif number == _PARAMETERS and end - start <= _MAX_PARAMETER:
             entry = self._value(start, end, _MAX_PARAMETER)
-            if _FINAL in entry:
+            if entry in _AS_TRITON_WRITES:
+                self.final = _AS_TRITON_WRITES[entry]
+            elif _FINAL in entry:
                 self._parameter(entry)
         self._at = end
 
@@ -261,6 +266,8 @@ class _Scan:
 
     def _number(self, at: int) -> tuple[int, int]:
         data, value = self._data, 0
+        if at < len(data) and (byte := data[at]) < 0x80:
+            return byte, at + 1
         for shift in range(0, 70, 7):
             if at >= len(data):
                 raise _Cut
