@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.relay import H2Client, framed, running_relay
+from controlplane.events import EventBus
+from controlplane.gateway.grpc_relay.answers import Answer
+from controlplane.gateway.grpc_relay.stream_requests import Request, StreamRequests
+from controlplane.lifecycle.scheduler import Scheduler
+from tests.relay import GatedEffects, H2Client, Store, framed, running_relay
 from tests.unit.test_grpc_relay import echoed, request
 from tests.unit.test_stream_answers import FINAL, refusal
 from tests.waiting import eventually
@@ -31,6 +36,15 @@ def answer(model, *, final=True, empty=False, error="", version="1"):
     return message.SerializeToString()
 
 
+async def soon(condition):
+    """As `eventually`, looking more often: it is asked some thousand times."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("not true within 10 s")
+
+
 class Stream:
     """An open stream before a Triton that answers when it is told to."""
 
@@ -46,7 +60,7 @@ class Stream:
             kind = "bool_param" if isinstance(value, bool) else "int64_param"
             setattr(message.parameters[key], kind, value)
         await self.client.send(self.id, framed(message.SerializeToString()))
-        await eventually(lambda: len(self.world.triton.seen) > seen)
+        await soon(lambda: len(self.world.triton.seen) > seen)
         return pb.ModelInferRequest.FromString(self.world.triton.seen[-1])
 
     async def ask_often(self, model, times):
@@ -61,7 +75,7 @@ class Stream:
         for one in answers:
             self.world.triton.later.put_nowait(one)
         self.world.triton.later.put_nowait(answer("mark", final=False))
-        await eventually(lambda: answer("mark", final=False) in self.got[before:])
+        await soon(lambda: answer("mark", final=False) in self.got[before:])
 
     @property
     def got(self):
@@ -382,3 +396,95 @@ def last(model, end):
     if end == "empty" and model >= 5:
         return answer(model, empty=True, version="01")
     return answer(model)
+
+
+# What Triton may do with one of the requests that run; it refuses only what has no answer yet, and
+# a model that answers once can only do so.
+ACTS = st.sampled_from(["more", "error", "last", "last error", "refuse"])
+ASKS_AND_ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from([0, 1, 5, 6]), st.sampled_from([0, 0, 1, 2]), st.booleans()),
+        st.tuples(st.integers(0, 9), ACTS),
+    ),
+    max_size=30,
+)
+
+
+class Books:
+    """The bookkeeping of one stream beside what is true."""
+
+    def __init__(self, scheduler, *, marks):
+        self.scheduler = scheduler
+        bus = SimpleNamespace(publish=lambda event: None)
+        services = SimpleNamespace(scheduler=scheduler, bus=bus)
+        self.relay = SimpleNamespace(services=services, finals_are_marked=marks)
+        self.requests = StreamRequests(self.relay)
+        self.marks = marks
+        self.running = []  # model, whether there was an answer
+        self.sequences = set()
+
+    async def ask(self, model, sequence, *, ends):
+        servable = Store().servable(f"org/{model}")
+        asked = Request(self.relay.services, servable)
+        said = SimpleNamespace(sequence=b"%d" % sequence if sequence else b"", ends_sequence=ends)
+        if self.requests.borrow(servable) is None:
+            asked.lease = self.scheduler.lease(servable, deadline=1e9, place=not sequence)
+            await asked.lease.__aenter__()
+        self.requests.sent(asked, servable)
+        self.requests.said(servable, said)
+        self.running.append([model, False])
+        if sequence:
+            (self.sequences.discard if ends else self.sequences.add)((model, sequence))
+
+    def act(self, number, act):
+        request = self.running[number % len(self.running)]
+        model, answered = request
+        if act == "refuse" and answered:
+            act = "last error"
+        if model < 5:
+            act = {"more": "last", "error": "last error"}.get(act, act)
+        request[1] = True
+        final = act not in ("more", "error")
+        if final:
+            self.running.remove(request)
+        known = act != "refuse"
+        self.requests.answered(
+            Answer(
+                (f"org--{model}", 1) if known else None,
+                final=final if known and self.marks else None,
+                failed="error" in act or not known,
+            )
+        )
+
+    def check(self):
+        """A server that marks nothing may make us keep more, and never less."""
+        leases = {r.model_id: r.leases for r in self.scheduler.residents()}
+        places = {r.model_id: 64 - r.gate._free for r in self.scheduler.residents()}
+        needed = {model for model, _ in self.running} | {model for model, _ in self.sequences}
+        for model in (0, 1, 5, 6):
+            held = leases.get(f"org/{model}", 0)
+            assert held or model not in needed
+            assert places.get(f"org/{model}", 0) <= held
+            if self.marks and not self.running and model not in needed:
+                assert not held
+
+
+@given(ASKS_AND_ACTS, st.booleans())
+def test_the_books_hold_what_runs_and_nothing_else(steps, marks):
+    async def history():
+        scheduler = Scheduler(
+            GatedEffects(), EventBus(), budget_mb=100, max_models=10, load_timeout=9
+        )
+        books = Books(scheduler, marks=marks)
+        for step in steps:
+            if len(step) == 3:
+                await books.ask(step[0], step[1], ends=step[2])
+            elif books.running:
+                books.act(*step)
+            books.check()
+        books.requests.end(None)
+        assert not any(r.leases for r in scheduler.residents())
+        assert all(r.gate._free == 64 for r in scheduler.residents())
+        await scheduler.close()
+
+    asyncio.run(history())

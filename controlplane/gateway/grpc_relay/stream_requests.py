@@ -170,7 +170,7 @@ class StreamRequests:
         self._over(use, error_code)
 
     def _all_answer_once(self) -> bool:
-        return not any(use.requests and use.servable.form.decoupled for use in self._uses.values())
+        return not any(use.servable.form.decoupled for use in self._uses.values())
 
     def _lose_sight(self, use: _Use | None, error_code: str | None) -> None:
         """Keep the model until the stream ends, or all, where it is not known which answered."""
