@@ -281,6 +281,25 @@ async def test_a_model_that_leaves_is_not_held_up_by_a_lease_that_was_kept(strea
     await stream.end()
 
 
+async def test_a_model_that_leaves_is_kept_where_its_end_is_unseen_until_it_is_asked_again(stream):
+    await stream.ask(5)
+    leaving = asyncio.create_task(stream.world.scheduler.unload("org/5"))
+    await asyncio.sleep(0)
+    stream.world.triton.later.put_nowait(answer(5, final=None))
+    await eventually(lambda: stream.got)
+    assert not leaving.done()  # more answers may come
+    await stream.ask(5)
+    assert leaving.done()
+    leaving = asyncio.create_task(stream.world.scheduler.unload("org/5"))
+    await asyncio.sleep(0)
+    asking = asyncio.create_task(stream.ask(5))
+    await eventually(lambda: stream.world.waiters() == 1)
+    stream.world.triton.later.put_nowait(answer(5, final=None))
+    await asyncio.wait_for(asking, 10)
+    assert leaving.done()
+    await stream.end()
+
+
 async def test_a_model_that_should_answer_once_and_says_not_final_is_kept(stream):
     await stream.ask(0)
     await stream.ask(0)

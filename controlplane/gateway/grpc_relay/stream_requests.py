@@ -62,16 +62,17 @@ class _Use:
         kept: the lease that is held beyond its request.
         sequences: ids of those that were begun and have not ended.
         until_end: nobody can tell when the model is idle before the stream ends.
+        awaited: the stream's next request looks for a lease of its own.
     """
 
-    __slots__ = ("kept", "requests", "sequences", "servable", "until_end")
+    __slots__ = ("awaited", "kept", "requests", "sequences", "servable", "until_end")
 
     def __init__(self, servable: Servable) -> None:
         self.servable = servable
         self.requests: deque[Request] = deque()
         self.kept: PlacelessLease | None = None
         self.sequences: set[bytes] = set()
-        self.until_end = False
+        self.until_end = self.awaited = False
 
     @property
     def stays(self) -> bool:
@@ -89,10 +90,16 @@ class _Use:
             kept.leave()
         return False
 
+    def _is_to_keep(self, lease: Lease) -> bool:
+        wanted = self.stays and self.kept is None
+        return wanted and (lease.is_of_use or not self.awaited)
+
     def end_oldest(self, error_code: str | None) -> None:
+        """The model has given its last answer to a request, or what counts as it."""
         request = self.requests.popleft()
         lease = request.lease
-        if lease is not None and self.kept is None and self.stays and lease.is_of_use:
+        # Of a model that is leaving the next request waits for the return: not for itself.
+        if lease is not None and self._is_to_keep(lease):
             request.lease, self.kept = None, lease.without_place()
         request.over(error_code)
 
@@ -118,7 +125,12 @@ class StreamRequests:
     def borrow(self, servable: Servable) -> Servable | None:
         """The model, where a lease is kept that serves for another request."""
         use = self._uses.get(servable.key)
-        return use.servable if use is not None and use.lend() else None
+        if use is None:
+            return None
+        if use.lend():
+            return use.servable
+        use.awaited = True
+        return None
 
     def sent(self, request: Request, leased: Servable) -> None:
         """Expect answers to a request, which has its lease unless it was borrowed."""
@@ -126,6 +138,7 @@ class StreamRequests:
         if use is None:
             use = self._uses[leased.key] = _Use(leased)
         use.requests.append(request)
+        use.awaited = False
         self._total += 1
 
     def said(self, leased: Servable, said: StreamScan) -> None:
