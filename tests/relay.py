@@ -27,6 +27,7 @@ from controlplane.gateway.infer_scan import InferScan, KnownHeads
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.registry.model import Servable, TaskType
+from controlplane.registry.model_form import ModelForm
 from controlplane.settings import Settings
 from tests.waiting import eventually
 
@@ -60,7 +61,7 @@ class GatedEffects:
 
 
 class Store:
-    """Models org/0 to org/9."""
+    """Models org/0 to org/9; from 5 on they are decoupled."""
 
     def servable(self, name: str, version: str | None = None) -> Servable:
         model_id = name.replace("--", "/")
@@ -74,17 +75,24 @@ class Store:
             triton_name=model_id.replace("/", "--"),
             triton_version=1,
             need_mb=1.0,
+            form=ModelForm(decoupled=model_id >= "org/5"),
         )
 
 
 class EchoTriton(grpc.GenericRpcHandler):
-    """Answers each message with itself; `fate` may do something else with the nth ModelInfer."""
+    """Answers each message with itself; `fate` may do something else with the nth ModelInfer.
+
+    On a stream `reply` may give other answers to a message, at once; what is put into `later` is
+    sent on the stream that is open.
+    """
 
     def __init__(self) -> None:
         self.seen: list[bytes] = []
         self.running = 0
         self.cancelled = 0
         self.fate: Callable[[int, Any], Any] | None = None
+        self.reply: Callable[[bytes], list[bytes]] = lambda message: [message]
+        self.later: asyncio.Queue[bytes | None] | None = None
         self.server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -122,9 +130,21 @@ class EchoTriton(grpc.GenericRpcHandler):
         return message
 
     async def _stream(self, messages: Any, context: Any) -> Any:
-        async for message in messages:
-            self.seen.append(message)
-            yield message
+        answers = self.later = asyncio.Queue[bytes | None]()
+
+        async def take() -> None:
+            async for message in messages:
+                self.seen.append(message)
+                for answer in self.reply(message):
+                    answers.put_nowait(answer)
+            answers.put_nowait(None)
+
+        taking = asyncio.create_task(take())
+        try:
+            while (answer := await answers.get()) is not None:
+                yield answer
+        finally:
+            taking.cancel()
 
 
 class KnowsAll(KnownHeads):

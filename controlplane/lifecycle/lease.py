@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from controlplane.lifecycle.state import ModelState
+
 if TYPE_CHECKING:
     from controlplane.lifecycle.resident import Resident
     from controlplane.lifecycle.scheduler import Scheduler
@@ -23,6 +25,11 @@ class Lease:
         self._deadline = deadline
         self._priority = priority
         self._resident: Resident | None = None
+
+    @property
+    def is_of_use(self) -> bool:
+        """False when the model is leaving: nothing can be run under the lease, it only delays."""
+        return self._resident is not None and self._resident.state is ModelState.LOADED
 
     def try_enter(self) -> Servable | None:
         """What `async with` gives, where it can be had without waiting; end it with `leave`."""
@@ -66,3 +73,41 @@ class Lease:
         if resident is not None:
             resident.gate.leave()
             self._scheduler.release(resident)
+
+    def without_place(self) -> PlacelessLease:
+        """Give the place among the running requests back, and go on holding the model."""
+        lease = PlacelessLease(self._scheduler, self._servable, self._deadline, self._priority)
+        lease._resident, self._resident = self._resident, None
+        if lease._resident is not None:
+            lease._resident.gate.leave()
+        return lease
+
+
+class PlacelessLease(Lease):
+    """A lease without a place among the model's running requests (`admission.py`).
+
+    For what may hold the model for as long as it likes, or must not wait for those who run.
+    """
+
+    __slots__ = ()
+
+    def try_enter(self) -> Servable | None:
+        resident = self._resident = self._scheduler.try_acquire(self._servable)
+        return None if resident is None else resident.servable
+
+    async def __aenter__(self) -> Servable:
+        servable = self.try_enter()
+        if servable is not None:
+            return servable
+        self._resident = await self._scheduler.wait_until_loaded(
+            self._servable, self._deadline, self._priority
+        )
+        return self._resident.servable
+
+    def leave(self) -> None:
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            self._scheduler.release(resident)
+
+    def without_place(self) -> PlacelessLease:
+        return self

@@ -38,7 +38,7 @@ from controlplane.errors import (
 from controlplane.lifecycle import memory
 from controlplane.lifecycle.decisions import Decisions
 from controlplane.lifecycle.history import History
-from controlplane.lifecycle.lease import Lease
+from controlplane.lifecycle.lease import Lease, PlacelessLease
 from controlplane.lifecycle.ledger import DEFAULT_POLICY, Key, Ledger
 from controlplane.lifecycle.plan import Held, Snapshot
 from controlplane.lifecycle.policy import Residency
@@ -105,7 +105,12 @@ class Scheduler:
     # -- asking ----------------------------------------------------------------------------
 
     def lease(
-        self, servable: Servable, *, deadline: float, priority: int = DEFAULT_PRIORITY
+        self,
+        servable: Servable,
+        *,
+        deadline: float,
+        priority: int = DEFAULT_PRIORITY,
+        place: bool = True,
     ) -> Lease:
         """Use a model: `async with scheduler.lease(servable, deadline=loop.time() + 60):`.
 
@@ -118,6 +123,7 @@ class Scheduler:
             deadline: on the event loop's clock; waiting ends then.
             priority: 1 (critical) to 4 (low), decides who is loaded first, and who is served
                 first when more than `admission.RUNNING` requests of a model are under way.
+            place: it counts as one of these; False for what must not wait for them.
 
         Raises (on entering):
             InsufficientMemory: it can never fit, or no room came free in time.
@@ -125,7 +131,8 @@ class Scheduler:
             QueueFull, InferenceTimeout: too many requests of the model, or its turn came too late.
             ServiceUnavailable: Triton is down, or the service stops.
         """
-        return Lease(self, servable, deadline, priority)
+        kind = Lease if place else PlacelessLease
+        return kind(self, servable, deadline, priority)
 
     def try_acquire(self, servable: Servable) -> Resident | None:
         """A lease at once when the model is loaded, else None."""

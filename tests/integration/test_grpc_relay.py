@@ -6,7 +6,6 @@ import asyncio
 import os
 import queue
 import signal
-import textwrap
 
 import grpc
 import numpy as np
@@ -29,7 +28,8 @@ pytestmark = pytest.mark.triton
 
 MODEL = "org/echo"
 PREFIX = "/inference.GRPCInferenceService/"
-# Answers as many times as `number` says, with pauses; notes in a file when it is cancelled.
+# Answers as many times as `number` says, with pauses where it is much; notes in a file when it is
+# cancelled. The text says how it ends, and what is odd about it.
 _DECOUPLED = """
 import pathlib
 import threading
@@ -37,6 +37,8 @@ import time
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class TritonPythonModel:
@@ -48,16 +50,43 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy()
         count = int(pb_utils.get_input_tensor_by_name(request, "number").as_numpy().ravel()[0])
+        how = text.ravel()[0].decode()
         for number in range(count):
             if sender.is_cancelled():
                 pathlib.Path({notes!r}).write_text("cancelled")
                 break
+            last = FINAL if how == "last has it" and number == count - 1 else 0
             sender.send(pb_utils.InferenceResponse([
                 pb_utils.Tensor("text_output", text),
                 pb_utils.Tensor("number_output", np.full((1, 1), number, np.float32)),
-            ]))
+            ]), flags=last)
+            if how == "error within" and number == 0:
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("within")))
             time.sleep(0.02 if count > 100 else 0)
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        if how == "last is an error":
+            error = pb_utils.InferenceResponse(error=pb_utils.TritonError("last"))
+            sender.send(error, flags=FINAL)
+        elif how == "last has no tensors":
+            sender.send(pb_utils.InferenceResponse([]), flags=FINAL)
+        elif how != "last has it":
+            pause = {pause!r}
+            while how == "until told" and not pathlib.Path(pause).exists():
+                time.sleep(0.02)
+            sender.send(flags=FINAL)
+"""
+# One answer; that it is the last one is said separately.
+_SAID_LATER = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            text = pb_utils.get_input_tensor_by_name(request, "text_input")
+            tensor = pb_utils.Tensor("text_output", text.as_numpy())
+            sender.send(pb_utils.InferenceResponse([tensor]))
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 
 
@@ -67,7 +96,11 @@ def repository(triton, tmp_path_factory):
     triton.notes = notes
     name = triton.models.echo("org--many")
     folder = triton.repository / name
-    (folder / "1" / "model.py").write_text(textwrap.dedent(_DECOUPLED.format(notes=str(notes))))
+    triton.told = notes.with_name("told")
+    source = _DECOUPLED.format(notes=str(notes), pause=str(triton.told))
+    (folder / "1" / "model.py").write_text(source)
+    later = triton.repository / triton.models.echo("org--later")
+    (later / "1" / "model.py").write_text(_SAID_LATER)
     config = (folder / "config.pbtxt").read_text().replace("dynamic_batching { }", "")
     (folder / "config.pbtxt").write_text(config + "model_transaction_policy { decoupled: true }\n")
     for number in range(3):
@@ -79,8 +112,9 @@ def repository(triton, tmp_path_factory):
 @pytest.fixture
 async def gateway(repository, triton_client):
     async with running_gateway(repository.server, triton_client) as running:
-        for name in ("relayed0", "relayed1", "relayed2", "many", "lingering"):
+        for name in ("relayed0", "relayed1", "relayed2", "lingering", "later"):
             running.add_model(f"org/{name}")
+        running.add_model("org/many", manifest={"decoupled": True})
         yield running
 
 
@@ -143,7 +177,7 @@ async def test_the_asyncio_client_streams(gateway):
     async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
         got = [text_of(result) async for result, _ in client.stream_infer(asked())]
     assert sorted(got) == [f"a{number}" for number in range(5)]
-    await eventually(lambda: len(finished(gateway)) == 2)
+    await eventually(lambda: len(finished(gateway)) == 5)
     assert {(e.protocol, e.status) for e in finished(gateway)} == {("v2_grpc_stream", "success")}
 
 
@@ -202,6 +236,194 @@ async def test_errors_of_a_stream_as_status_for_those_who_want_them(gateway):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await answers.__anext__()
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+# -- what a stream holds -------------------------------------------------------------------------
+
+
+class Talk:
+    """A stream that a test asks on and reads from as it likes."""
+
+    def __init__(self, client, **more):
+        self._asked: asyncio.Queue = asyncio.Queue()
+        self._answers = client.stream_infer(self._requests(), **more)
+
+    async def _requests(self):
+        while (asked := await self._asked.get()) is not None:
+            yield asked
+
+    def ask(self, model="org/relayed0", text="hello", number=None, **more):
+        more = {"inputs": inputs_of(text, number)} | more
+        self._asked.put_nowait({"model_name": model, **more})
+
+    def end(self):
+        self._asked.put_nowait(None)
+
+    def cancel(self):
+        self._answers.cancel()
+
+    async def answer(self):
+        """The next answer as it came."""
+        result, error = await asyncio.wait_for(anext(self._answers), 30)
+        return str(error) if error else result.get_response()
+
+
+def asked_of(model, text, count, *, ident="", **parameters):
+    """A request message; a parameter is a bool."""
+    message = pb.ModelInferRequest(model_name=model, id=ident)
+    for tensor in inputs_of(text, count):
+        message.inputs.append(tensor._get_tensor())
+        message.raw_input_contents.append(tensor._get_content())
+    for key, value in parameters.items():
+        message.parameters[key].bool_param = value
+    return message
+
+
+async def all_answers(address, *asked):
+    """The messages that a stream of these requests brings."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream(
+            PREFIX + "ModelStreamInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelStreamInferResponse.FromString,
+        )
+        found = [answer async for answer in call(iter(asked))]
+    for answer in found:
+        if answer.error_message and answer.infer_response.model_name:
+            # The one thing that differs: how the request spelled it, see docs/data-plane.md.
+            answer.infer_response.model_version = "1"
+    return found
+
+
+async def test_an_idle_stream_does_not_keep_its_model(gateway):
+    async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        talk = Talk(client)
+        for round_number in range(1, 3):
+            talk.ask("org/many", "x", 2)
+            talk.ask("org/relayed0", "y")
+            answers = [await talk.answer() for _ in range(3)]
+            assert {a.model_name for a in answers} == {"org--many", "org--relayed0"}
+            await eventually(lambda: gateway.leases("org/many") == 0)
+            await eventually(lambda: gateway.leases("org/relayed0") == 0)
+            for model in ("org/many", "org/relayed0"):
+                await asyncio.wait_for(gateway.services.scheduler.unload(model), 30)
+                assert gateway.effects.loads.count(model) == round_number
+        assert len(finished(gateway)) == 4
+        talk.cancel()
+    assert {e.status for e in finished(gateway)} == {"success"}
+
+
+async def test_a_long_answer_keeps_its_model_and_no_other(gateway, repository):
+    repository.told.unlink(missing_ok=True)
+    async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        talk = Talk(client)
+        talk.ask("org/many", "until told", 1)
+        talk.ask("org/relayed0")
+        await talk.answer()
+        await talk.answer()
+        await eventually(lambda: gateway.leases("org/relayed0") == 0)
+        assert gateway.leases("org/many") == 1
+        leaving = asyncio.create_task(gateway.services.scheduler.unload("org/many"))
+        await asyncio.wait_for(gateway.services.scheduler.unload("org/relayed0"), 30)
+        assert not leaving.done()
+        repository.told.touch()
+        await asyncio.wait_for(leaving, 30)
+        talk.end()
+        assert [a async for a in talk._answers] == []
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_decoupled_answers_are_those_of_triton(gateway, repository, triton_client, asks):
+    """Also for a client that asks for empty last answers itself, and for some requests only."""
+    await triton_client.load("org--many", None, timeout=30)
+
+    def asked(model):
+        ways = ("plain", "last has it", "error within", "last is an error", "last has no tensors")
+        for number, (way, count) in enumerate((w, c) for w in ways for c in (0, 1, 3)):
+            wish = {"triton_enable_empty_final_response": number % 3 != 0} if asks else {}
+            if (way, count) != ("last has it", 0):  # that would have no end
+                yield asked_of(model, way, count, ident=str(number % 4 or ""), **wish)
+        wrong = asked_of(model, "x", 1, ident="wrong")
+        wrong.inputs[0].name = "nothing"
+        yield wrong
+
+    direct, relayed = [], []
+    for one in asked("org--many"):
+        direct.append(await all_answers(repository.server.endpoints.grpc_url, one))
+    for one in asked("org/many"):
+        relayed.append(await all_answers(gateway.grpc_address, one))
+    assert relayed == direct
+    together = await all_answers(gateway.grpc_address, *asked("org/many"))
+    everything = [answer for answers in direct for answer in answers]
+    assert sorted(map(str, together)) == sorted(map(str, everything))
+    await eventually(lambda: gateway.leases("org/many") == 0)
+    codes = [event.error_code for event in finished(gateway)]
+    assert len(codes) == 2 * len(direct)
+    assert set(codes) == {None, "INFERENCE_FAILED"}
+
+
+async def test_the_blocking_client_gets_the_end_it_asks_for(gateway):
+    def use():
+        answers: queue.Queue = queue.Queue()
+        with blocking.InferenceServerClient(gateway.grpc_address) as client:
+            client.start_stream(lambda result, error: answers.put(error or result.get_response()))
+            for asks in (True, False):
+                client.async_stream_infer(
+                    "org/many", inputs_of("x", 2), enable_empty_final_response=asks
+                )
+            got = [answers.get(timeout=30) for _ in range(5)]
+            client.stop_stream()
+        assert answers.empty()
+        return got
+
+    got = await asyncio.to_thread(use)
+    finals = [a for a in got if a.parameters["triton_final_response"].bool_param]
+    assert [len(answer.outputs) for answer in finals] == [0]
+
+
+async def test_errors_on_a_stream_let_go(gateway):
+    async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        talk = Talk(client)
+        talk.ask("org/many", "last is an error", 1)
+        await talk.answer()
+        assert "last" in await talk.answer()
+        await eventually(lambda: gateway.leases("org/many") == 0)
+        wrong = inputs_of("x", 1)
+        wrong[0]._input.name = "nothing"
+        for model in ("org/many", "org/relayed0"):
+            talk.ask(model, inputs=wrong)
+            assert "unexpected inference input" in await talk.answer()
+            await eventually(lambda m=model: gateway.leases(m) == 0)
+            await asyncio.wait_for(gateway.services.scheduler.unload(model), 30)
+        talk.cancel()
+    assert [e.error_code for e in finished(gateway)] == ["INFERENCE_FAILED"] * 3
+
+
+async def test_cancelling_a_stream_lets_go(gateway, repository):
+    async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        repository.told.unlink(missing_ok=True)
+        talk = Talk(client)
+        talk.ask("org/many", "until told", 1)
+        await talk.answer()
+        assert gateway.leases("org/many") == 1
+        talk.cancel()
+        await eventually(lambda: gateway.leases("org/many") == 0)
+        repository.told.touch()
+    assert [e.error_code for e in finished(gateway)] == ["CANCELLED"]
+
+
+async def test_a_model_that_ends_its_one_answer_separately_is_kept_to_the_streams_end(gateway):
+    async with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        talk = Talk(client)
+        for number in range(70):  # more than may run at a time
+            talk.ask("org/later", str(number))
+        for _ in range(70):
+            assert not (await talk.answer()).parameters["triton_final_response"].bool_param
+        assert gateway.leases("org/later") == 1
+        assert len(finished(gateway)) == 70
+        talk.end()
+        assert [a async for a in talk._answers] == []
+    await eventually(lambda: gateway.leases("org/later") == 0)
 
 
 # -- sizes and numbers -------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from controlplane.gateway.grpc_relay import frames, server
+from controlplane.gateway.grpc_relay.headers import Block
+from controlplane.gateway.grpc_relay.heads import request_head
 from tests.relay import H2Client, framed, running_relay
 from tests.waiting import eventually
 
@@ -235,6 +237,13 @@ async def test_what_a_client_brings_of_triton_keys_is_not_passed_on():
         keys = dict(seen)
         assert keys["my-own"] == "kept"
         assert "triton-grpc-protocol-key" not in keys
+
+
+def test_answers_of_streams_are_not_to_be_compressed():
+    for method, compressed in (("ModelInfer", True), ("ModelStreamInfer", False)):
+        path = f"/inference.GRPCInferenceService/{method}".encode()
+        block = Block(((b":path", path), (b"grpc-accept-encoding", b"identity, gzip")))
+        assert (b"grpc-accept-encoding" in request_head(block).forwarded) == compressed
 
 
 async def test_metadata_that_could_harm_the_shared_connection_is_refused():

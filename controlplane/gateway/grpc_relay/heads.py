@@ -34,6 +34,8 @@ _NOT_FORWARDED = frozenset(
 # restricted APIs, which is ours alone.
 _NOT_FORWARDED_PREFIXES = (b":", b"grpc-", b"triton-grpc-protocol-")
 _ACCEPTED_ENCODINGS = b"grpc-accept-encoding"
+# Its answers are read on their way (`answers.py`), so Triton must not compress them.
+_STREAM = _PREFIX + b"ModelStreamInfer"
 # What Triton's end would take badly must not reach it: other clients' calls are on that connection.
 _NAME = re.compile(rb":?[0-9a-z_.-]+")
 _VALUE = re.compile(rb"[\x20-\x7e]*")
@@ -138,7 +140,7 @@ def _forward(fields: HeaderFields, path: bytes) -> bytes:
     kept = tuple(
         (name, value)
         for name, value in fields
-        if name == _ACCEPTED_ENCODINGS
+        if (name == _ACCEPTED_ENCODINGS and path != _STREAM)
         or (name not in _NOT_FORWARDED and not name.startswith(_NOT_FORWARDED_PREFIXES))
     )
     key = ((b":path", path), *kept)

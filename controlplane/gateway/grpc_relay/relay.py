@@ -49,6 +49,7 @@ class Relay:
         # Asked once: even to be told that nobody listens costs a request a percent or two.
         self.logs_successes = services.settings.log_level == "DEBUG"
         self.retention = RetentionBudget(_RETAINED)
+        self.finals_are_marked = False  # Triton has marked an answer of a stream as last, or as not
         self.known_heads = KnownHeads()
         self.deadlines = Deadlines()
         self.outbox = Outbox()

@@ -1,40 +1,41 @@
 """ModelStreamInfer: any number of requests for any models, any number of answers.
 
-Each model that the stream names is leased, without a place among its running requests (a stream may
-be idle for hours), until the stream ends: how many answers a request has is the model's own affair.
-As with Triton, an error that concerns one request is one of the answers, and the stream goes on.
+Each request leases its model, from its name to its last answer, as a call of its own would
+(`stream_requests.py`): a stream that is idle holds nothing. As with Triton, an error that concerns
+one request is one of the answers, and the stream goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from controlplane.errors import InvalidInput, ModelMoraError
+from controlplane.errors import InferenceFailed, InvalidInput, ModelMoraError
 from controlplane.gateway import v2, wire
 from controlplane.gateway.grpc_relay import status
+from controlplane.gateway.grpc_relay.answers import AnswerReader
 from controlplane.gateway.grpc_relay.message import PREFIX_SIZE, Message
 from controlplane.gateway.grpc_relay.relayed import RelayedCall
-from controlplane.lifecycle.state import ModelState
+from controlplane.gateway.grpc_relay.stream_messages import StreamMessage
+from controlplane.gateway.grpc_relay.stream_requests import Request, StreamRequests
+from controlplane.gateway.grpc_relay.upstream import RESPONSE_WINDOW
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from controlplane.gateway.grpc_relay.headers import Block
     from controlplane.gateway.grpc_relay.heads import RequestHead
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.stream import Stream
-    from controlplane.lifecycle.resident import Resident
+    from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
-PROTOCOL = "v2_grpc_stream"
 _ERROR_MESSAGE = 1  # field of ModelStreamInferResponse
 
 
 class StreamingCall(RelayedCall):
     """One stream of requests."""
 
-    __slots__ = ("_answers", "_counts", "_notices", "_residents", "_skip")
+    __slots__ = ("_answers", "_asking", "_notices", "_outcome", "_requests", "_skip")
 
     def __init__(self, relay: Relay, client: Stream, head: RequestHead) -> None:
         super().__init__(relay, client, head)
@@ -43,16 +44,17 @@ class StreamingCall(RelayedCall):
         elif head.timeout > self.timeout:  # a stream may live longer than a request may take
             self.timeout = head.timeout
             self.end_at(self.began + head.timeout)
-        self._residents: dict[tuple[str, int], Resident] = {}
-        self._counts: dict[str, tuple[AbstractContextManager[v2.Outcome], v2.Outcome]] = {}
-        self._answers = _Boundaries()
+        self._requests = StreamRequests(relay)
+        self._asking: Request | None = None  # the one that is coming in, until it is sent on
+        self._answers = AnswerReader()
         self._notices: list[bytes] = []  # answers of ours, to be put between Triton's
         self._skip = 0  # bytes of a refused message that are still to come
+        self._outcome: str | None = None  # error code of the requests that end with the stream
 
     # -- requests ----------------------------------------------------------------------------
 
     def _begin(self, prefix: bytes) -> Message:
-        return Message(prefix, self.head.encoding, self.relay.max_inflated, None)
+        return StreamMessage(prefix, self.head.encoding, self.relay.max_inflated)
 
     def _step(self) -> bool:
         if self._skip:
@@ -71,6 +73,9 @@ class StreamingCall(RelayedCall):
         message = self._message
         if self._waiting or message is None or not (message.addressed and message.complete):
             return False
+        assert isinstance(message, StreamMessage)
+        assert self._leased is not None
+        self._requests.said(self._leased, message.said)
         self._message = None
         return True
 
@@ -101,6 +106,8 @@ class StreamingCall(RelayedCall):
         """Answer a request with an error, or end the stream where part of it has been sent on."""
         message = self._message
         sent_on = message is not None and message.addressed
+        if message is not None and not sent_on:
+            self._count_refused(message, error)
         if self.head.errors_as_status or sent_on or message is None:
             raise error
         if self._client_ended and message.left > len(self._pending):
@@ -108,6 +115,14 @@ class StreamingCall(RelayedCall):
         self._message, self._skip = None, message.left
         self._notice(error)
         return True
+
+    def _count_refused(self, message: Message, error: ModelMoraError) -> None:
+        if self._asking is None:  # the name comes first: it is the model's, whatever is wrong
+            with contextlib.suppress(ModelMoraError):
+                self._resolve(message)
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.over(error.code)
 
     def _notice(self, error: Exception) -> None:
         answer = wire.text_field(_ERROR_MESSAGE, status.status_of(error)[1])
@@ -118,33 +133,54 @@ class StreamingCall(RelayedCall):
     def _flush_notices(self) -> None:
         if self._notices and not self.answering:
             self._begin_answer()
-        for notice in self._notices:
+        for notice in self._take_notices():
             self.client.send_data(notice)
-        self._notices.clear()
+
+    def _take_notices(self) -> list[bytes]:
+        notices, self._notices = self._notices, []
+        return notices
 
     # -- leases ------------------------------------------------------------------------------
 
+    def _resolve(self, message: Message) -> Servable:
+        servable = super()._resolve(message)
+        if self._asking is None:
+            self._asking = Request(self.relay.services, servable)
+        return servable
+
     def _lease_now(self, message: Message) -> Servable | None:
         servable = self._resolve(message)
-        if servable.model_id not in self._counts:
-            counting = v2.counted(self.relay.services, servable, PROTOCOL)
-            self._counts[servable.model_id] = counting, counting.__enter__()
-        resident = self._residents.get(servable.key)
-        if resident is not None and resident.state is not ModelState.LOADED:
-            # Its model is leaving: our lease holds that up, and would be of no use for more.
-            self.relay.services.scheduler.release(self._residents.pop(servable.key))
-            resident = None
-        connected = self._upstream is not None or self.relay.upstream.connection() is not None
-        if resident is None and connected:
-            resident = self.relay.services.scheduler.try_acquire(servable)
-            if resident is not None:
-                self._residents[servable.key] = resident
-        if resident is not None and connected:
-            return resident.servable
-        self._waiting = True
         priority = self._terms(message)
+        if self._is_connected:
+            leased = self._requests.borrow(servable)
+            if leased is not None:
+                return leased
+            lease = self._new_lease(message, servable, priority)
+            leased = lease.try_enter()
+            if leased is not None:
+                self._lease = lease
+                return leased
+        self._waiting = True
         self.task = self.loop.create_task(self._wait(message, servable, priority))
         return None
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._upstream is not None or self.relay.upstream.connection() is not None
+
+    def _new_lease(self, message: Message, servable: Servable, priority: int) -> Lease:
+        # One of a sequence must not wait for those that run: in Triton they may be waiting for
+        # sequences to end, and it may be the one that ends its own.
+        return self.relay.services.scheduler.lease(
+            servable,
+            deadline=self._wait_until(),
+            priority=priority,
+            place=not message.scan.in_sequence,
+        )
+
+    def _wait_until(self) -> float:
+        deadline = self.loop.time() + self.relay.request_timeout
+        return min(deadline, self.deadline) if self in self.relay.deadlines else deadline
 
     def _terms(self, message: Message) -> int:
         return v2.terms(self.timeout, priority=message.scan.priority).priority
@@ -168,22 +204,21 @@ class StreamingCall(RelayedCall):
             self._advance()
 
     async def _leased_and_connected(self, servable: Servable, priority: int) -> Servable:
-        scheduler = self.relay.services.scheduler
-        deadline = self.loop.time() + self.relay.request_timeout
-        if self in self.relay.deadlines:
-            deadline = min(deadline, self.deadline)
-        if self._upstream is None:
-            await self.relay.upstream.connected(deadline)
-        resident = scheduler.try_acquire(servable)
-        if resident is None:
-            resident = await scheduler.wait_until_loaded(servable, deadline, priority)
-        former = self._residents.pop(servable.key, None)
-        if former is not None:
-            scheduler.release(former)
-        self._residents[servable.key] = resident
-        if self._upstream is None:  # it may have been lost meanwhile
-            await self.relay.upstream.connected(deadline)
-        return resident.servable
+        message = self._message
+        assert message is not None
+        while True:
+            # First the connection: a lease that was had from a server that is gone means nothing.
+            if self._upstream is None:
+                await self.relay.upstream.connected(self._wait_until())
+            leased = self._requests.borrow(servable)
+            if leased is not None:
+                return leased
+            lease = self._new_lease(message, servable, priority)
+            leased = await lease.__aenter__()
+            if self._is_connected:
+                self._lease = lease
+                return leased
+            lease.leave()
 
     def _open(self, message: Message, leased: Servable) -> None:
         if self._upstream is None:
@@ -191,6 +226,13 @@ class StreamingCall(RelayedCall):
         else:
             self._leased, self._leased_at = leased, time.time()
             self._prefix = message.address(leased)
+        assert isinstance(message, StreamMessage)
+        assert self._asking is not None
+        if message.silenced:
+            self._answers.silences = True
+        asking, self._asking = self._asking, None
+        asking.lease, self._lease = self._lease, None
+        self._requests.sent(asking, leased)
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -200,97 +242,43 @@ class StreamingCall(RelayedCall):
             self._begin_answer()  # clients may wait for them before they go on
 
     def _answer_data(self, stream: Stream, data: bytes, *, end: bool) -> None:
-        if self._notices and stream is self._upstream:
-            self._answer_with_notices(stream, data, end=end)
+        if stream is not self._upstream:
             return
-        self._answers.pass_on(data)
-        super()._answer_data(stream, data, end=end)
-
-    def _answer_with_notices(self, stream: Stream, data: bytes, *, end: bool) -> None:
-        cut = self._answers.next_boundary(data)
-        self._answers.pass_on(data[:cut])
-        super()._answer_data(stream, data[:cut], end=False)
-        if self._answers.between:
-            self._flush_notices()
-        self._answers.pass_on(data[cut:])
-        super()._answer_data(stream, data[cut:], end=end)
+        passed = []
+        for piece, answer in self._answers.feed(data):
+            passed.append(piece)
+            if answer is not None:
+                self._requests.answered(answer)
+                passed += self._take_notices()
+        data = b"".join(passed)
+        if data or end:
+            super()._answer_data(stream, data, end=end)
+        else:
+            stream.grant(self.client.queued, RESPONSE_WINDOW)
 
     def note_status(self, code: int) -> None:
-        for _, outcome in self._counts.values():
-            if code:
-                outcome.error_code = outcome.error_code or "INFERENCE_FAILED"
+        if code:
+            self._outcome = InferenceFailed.code
 
     def _try_again(self, reason: str, *, untouched: bool = False) -> bool:
-        for resident in self._residents.values():
-            self.relay.services.suspect(resident.servable)
+        for servable in self._requests.servables:
+            self.relay.services.suspect(servable)
         return False  # which of its requests had been answered is not known
 
     # -- the end -----------------------------------------------------------------------------
 
     def fail(self, error: Exception) -> None:
         if not self.done:
-            for _, outcome in self._counts.values():
-                outcome.error_code = getattr(error, "code", "INTERNAL_ERROR")
+            self._outcome = getattr(error, "code", "INTERNAL_ERROR")
         super().fail(error)
-
-    def _let_go(self) -> None:
-        super()._let_go()
-        residents, self._residents = self._residents, {}
-        for resident in residents.values():
-            self.relay.services.scheduler.release(resident)
 
     def end(self, code: int, text: str = "") -> None:
         if self.done:
             return
         super().end(code, text)
-        for counting, outcome in self._counts.values():
-            if code == status.CANCELLED and outcome.error_code is None:
-                outcome.error_code = status.CANCELLED_CODE
-            counting.__exit__(None, None, None)
-
-
-class _Boundaries:
-    """Where messages end in a stream of answers, of which only the prefixes are looked at.
-
-    Attributes:
-        between: what was passed on ends with a message.
-    """
-
-    __slots__ = ("_left", "_prefix")
-
-    def __init__(self) -> None:
-        self._prefix = b""
-        self._left = 0
-
-    @property
-    def between(self) -> bool:
-        return not self._prefix and not self._left
-
-    def pass_on(self, data: bytes) -> None:
-        """Look at bytes that are sent to the client."""
-        at = 0
-        while at < len(data):
-            at = self._pass(data, at)
-
-    def next_boundary(self, data: bytes) -> int:
-        """Place in `data` after which the message that is under way has ended; its end at most."""
-        probe = _Boundaries()
-        probe._prefix, probe._left = self._prefix, self._left
-        at = 0
-        while at < len(data):
-            at = probe._pass(data, at)
-            if probe.between:
-                return at
-        return len(data)
-
-    def _pass(self, data: bytes, at: int) -> int:
-        if self._left:
-            step = min(self._left, len(data) - at)
-            self._left -= step
-            return at + step
-        needed = PREFIX_SIZE - len(self._prefix)
-        self._prefix += data[at : at + needed]
-        if len(self._prefix) == PREFIX_SIZE:
-            self._left = int.from_bytes(self._prefix[1:], "big")
-            self._prefix = b""
-        return min(at + needed, len(data))
+        if code == status.CANCELLED and self._outcome is None:
+            self._outcome = status.CANCELLED_CODE
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.over(self._outcome)
+        self._requests.end(self._outcome)
