@@ -407,7 +407,8 @@ async def test_an_error_of_ours_is_an_answer(ways: Ways, monkeypatch: pytest.Mon
 # -- what the client does ----------------------------------------------------------------------
 
 
-async def test_a_client_that_leaves_ends_its_request(ways: Ways) -> None:
+@pytest.mark.parametrize("half", [True, False])
+async def test_a_client_that_leaves_ends_its_request(ways: Ways, half: bool) -> None:
     for way in (ways.ordinary, ways.direct):
         await ways.warm()
         ways.triton.fate = lambda _, __: Hang
@@ -417,8 +418,9 @@ async def test_a_client_that_leaves_ends_its_request(ways: Ways) -> None:
             writer.write(request(JSON_BODY, f"X-Trace-Id: {TRACE}"))
             await soon(lambda n=before: len(ways.triton.seen) > n)
             assert ways.leases() == 1
-            writer.close()
+            writer.write_eof() if half else writer.close()
             await soon(lambda w=way: not w.draining.running)
+            writer.close()
         assert ways.leases() == 0
         assert ways.finished[-1].error_code == "CANCELLED"
         await soon(lambda: not ways.triton.connections)
