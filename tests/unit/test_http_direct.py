@@ -489,13 +489,18 @@ async def test_one_that_goes_on_in_its_task_is_waited_for(ways: Ways) -> None:
     assert await ways.direct.draining.idle(5.0)
 
 
-async def test_the_last_answer_of_a_connection_says_so(ways: Ways) -> None:
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_the_last_answer_of_a_connection_says_so(ways: Ways, goes_on: bool) -> None:
     ways.triton.fate = lambda _, __: Hang
     reader, writer = await asyncio.open_connection("127.0.0.1", ways.direct.port)
     writer.write(request())
     await soon(lambda: ways.direct.draining.running)
     connection_of(ways.direct).shutdown()
-    ways.triton.connections[-1].transport.write(echo(b""))
+    if goes_on:  # in a task, on another connection to Triton
+        ways.triton.fate = lambda _, sent: echo(sent)
+        ways.triton.connections[-1].transport.abort()
+    else:
+        ways.triton.connections[-1].transport.write(echo(b""))
     with contextlib.suppress(OSError):
         assert b"\r\nconnection: close\r\n" in await reader.read()
     writer.close()
