@@ -185,6 +185,8 @@ class DirectHttp(LimitedHttp):
         request, self._running, self._request = self._request, None, b""
         self._begun = begun
         super().data_received(request + self._rest())
+        if self._last:
+            super().shutdown()
 
     def _rest(self) -> bytes:
         rest = b"".join(self._later)

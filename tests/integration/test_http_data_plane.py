@@ -279,7 +279,7 @@ async def test_requests_of_either_client_are_answered_below_asgi(gateway, http, 
     outputs = [triton_http.InferRequestedOutput("text_output", binary_data=False)]
     for options in ({}, {"outputs": outputs}, {"response_compression_algorithm": "gzip"}):
         result = await http.infer(ECHO, inputs_of(triton_http, text="short"), **options)
-        assert result.as_numpy("text_output").tolist() == [[b"short"]]
+        assert result.as_numpy("text_output").tolist() in ([[b"short"]], [["short"]])
 
     def blocking():
         with blocking_http.InferenceServerClient(gateway.http_address) as client:

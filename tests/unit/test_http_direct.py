@@ -407,7 +407,8 @@ async def test_an_error_of_ours_is_an_answer(ways: Ways, monkeypatch: pytest.Mon
 # -- what the client does ----------------------------------------------------------------------
 
 
-async def test_a_client_that_leaves_ends_its_request(ways: Ways) -> None:
+@pytest.mark.parametrize("half", [True, False])
+async def test_a_client_that_leaves_ends_its_request(ways: Ways, half: bool) -> None:
     for way in (ways.ordinary, ways.direct):
         await ways.warm()
         ways.triton.fate = lambda _, __: Hang
@@ -417,8 +418,9 @@ async def test_a_client_that_leaves_ends_its_request(ways: Ways) -> None:
             writer.write(request(JSON_BODY, f"X-Trace-Id: {TRACE}"))
             await soon(lambda n=before: len(ways.triton.seen) > n)
             assert ways.leases() == 1
-            writer.close()
+            writer.write_eof() if half else writer.close()
             await soon(lambda w=way: not w.draining.running)
+            writer.close()
         assert ways.leases() == 0
         assert ways.finished[-1].error_code == "CANCELLED"
         await soon(lambda: not ways.triton.connections)
@@ -487,13 +489,18 @@ async def test_one_that_goes_on_in_its_task_is_waited_for(ways: Ways) -> None:
     assert await ways.direct.draining.idle(5.0)
 
 
-async def test_the_last_answer_of_a_connection_says_so(ways: Ways) -> None:
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_the_last_answer_of_a_connection_says_so(ways: Ways, goes_on: bool) -> None:
     ways.triton.fate = lambda _, __: Hang
     reader, writer = await asyncio.open_connection("127.0.0.1", ways.direct.port)
     writer.write(request())
     await soon(lambda: ways.direct.draining.running)
     connection_of(ways.direct).shutdown()
-    ways.triton.connections[-1].transport.write(echo(b""))
+    if goes_on:  # in a task, on another connection to Triton
+        ways.triton.fate = lambda _, sent: echo(sent)
+        ways.triton.connections[-1].transport.abort()
+    else:
+        ways.triton.connections[-1].transport.write(echo(b""))
     with contextlib.suppress(OSError):
         assert b"\r\nconnection: close\r\n" in await reader.read()
     writer.close()
