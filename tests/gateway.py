@@ -118,11 +118,12 @@ def make_ready(
     store.set_status(model_id, version, "downloading")
     store.pin(model_id, version, revision=None, checksum=CHECKSUM, artifact_uri="file:///m")
     store.set_status(model_id, version, "exporting")
-    manifest = manifest or {
+    manifest = {
         "backend": "text_embedding",
         "engine": "onnxruntime",
         "text_embedding": {"dimension": 4, "max_seq_length": 128},
         "parity": {"min_cosine": 1.0, "max_abs_diff": 0.0},
+        **(manifest or {}),
     }
     store.mark_ready(
         model_id, version, manifest=manifest, artefact_bytes=1000, artefact_checksum=CHECKSUM
