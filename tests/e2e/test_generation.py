@@ -195,8 +195,7 @@ async def test_a_rest_stream_whose_process_dies_before_its_first_word_is_run_onc
         with streamed(service, 24) as events:
             return list(events)
 
-    with service.client() as client:
-        client.load(LLAMA)
+    whole()  # it is loaded now
     process_id = status_of_llama(service)["process_id"]
     os.kill(process_id, signal.SIGSTOP)  # it takes the request and says nothing
     answer = asyncio.ensure_future(asyncio.to_thread(whole))
