@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ from backends.errors import BackendError, InputError, RequestAbandoned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+# What Triton takes to deal with a client that has gone away, and much more.
+_SETTLING_SECONDS = 0.5
 
 
 class _TritonLog(logging.Handler):
@@ -148,9 +153,22 @@ def arrays(request: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
 
 
-def send_last(sender: Any, response: Any | None) -> None:
-    """Send a decoupled request's last response; None only says that there are no more."""
-    if response is None:
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    else:
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def send_last(sender: Any, response: Any) -> None:
+    """Send a decoupled request's last response.
+
+    Triton is told of the end of a cancelled request a moment later: an end that comes while it
+    deals with the cancellation kills it, with all its models (2.51: a race in its gRPC front end;
+    tests/integration/test_cancelled_streams.py).
+    """
+    if not sender.is_cancelled():
+        _send_last(sender, response)
+        return
+    timer = threading.Timer(_SETTLING_SECONDS, _send_last, (sender, response))
+    timer.daemon = True
+    timer.start()
+
+
+def _send_last(sender: Any, response: Any) -> None:
+    # Never without a response: that end has a way of its own through Triton, which races with
+    # cancellations at any time.
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,20 +1,19 @@
-"""What both converters of text generators share: reading the source, precision, loading, manifest.
+"""What both converters of text generators share: reading the source, loading, the manifest.
 
 Nothing is exported: the model's own files are packaged, and its backend runs transformers.
 """
 
 from __future__ import annotations
 
-import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from converters.errors import ArtifactNotAccessible, EngineUnavailable, ExportFailed, one_line
+from converters.errors import ArtifactNotAccessible, ExportFailed, one_line
+from converters.precision import DTYPES, ENGINE
 from converters.sentence_model import read_json
 
 if TYPE_CHECKING:
@@ -23,20 +22,12 @@ if TYPE_CHECKING:
 
     from converters.conversion import Conversion
     from converters.manifest import Identity
+    from converters.precision import Settled
     from converters.weights import Weights
 
-ENGINE = "transformers"
-PRECISIONS = ("fp32", "bf16")
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# How much faster bf16 must be to be worth the digits it loses.
-_WORTH = 1.2
-_TIMED_RUNS = 7
 # What a process takes that has imported torch and transformers, and computes.
 _FRAMEWORK_BYTES = 400 * 2**20
 _ROOM = 1.2  # of the weights' size, for what a forward pass holds
-# Sizes beyond which a layer is only timed in part: it tells as much, and takes no memory.
-_LARGEST_TIMED = 4096
-_NAMED_SIZES = ("intermediate_size", "ffn_dim", "d_ff", "decoder_ffn_dim", "n_inner")
 
 
 def read_config(conversion: Conversion, classes: Mapping[str, Iterable[str]]) -> Any:
@@ -80,54 +71,6 @@ def _refuse(raw: Mapping[str, Any], classes: Mapping[str, Iterable[str]], task: 
         raise ExportFailed(f"{architecture or repr(kind)} of config.json is no model for {task}.")
 
 
-def choose_precision(conversion: Conversion, config: Any) -> str:
-    """What the backend is to compute in: the user's choice, else bf16 where it is faster here.
-
-    Measured on a layer of the model's own sizes, with one row (a token) and with 64 (a prompt):
-    that is where a model's time goes. Weights in bf16 also take half the memory.
-
-    Raises:
-        EngineUnavailable: an engine or precision was asked for that this backend does not have.
-    """
-    if conversion.engine not in (None, ENGINE):
-        raise EngineUnavailable(f"A model for {conversion.task} is served by {ENGINE} only.")
-    if conversion.precision is not None:
-        if conversion.precision not in PRECISIONS:
-            asked = conversion.precision
-            raise EngineUnavailable(
-                f"{ENGINE} computes in {' or '.join(PRECISIONS)}, not in {asked}."
-            )
-        return conversion.precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    times = {name: _layer_time(config, dtype) for name, dtype in _DTYPES.items()}
-    return "bf16" if times["bf16"] * _WORTH < times["fp32"] else "fp32"
-
-
-def _layer_time(config: Any, dtype: torch.dtype) -> float:
-    text = config.get_text_config(decoder=True)
-    hidden = _size(text, ("hidden_size", "d_model", "n_embd"), 512)
-    inner = _size(text, _NAMED_SIZES, 4 * hidden)
-    # A new one each time, as many as there may be layers: a single one would stay in the cache.
-    with torch.inference_mode():
-        layers = [nn.Linear(hidden, inner, bias=False, dtype=dtype) for _ in range(4)]
-        rows = [torch.randn(count, hidden).to(dtype) for count in (1, 64)]
-        times = []
-        for _ in range(_TIMED_RUNS):
-            started = time.perf_counter()
-            for layer in layers:
-                for row in rows:
-                    layer(row)
-            times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def _size(config: Any, names: Iterable[str], otherwise: int) -> int:
-    found = (getattr(config, name, None) for name in names)
-    size = next((value for value in found if isinstance(value, int) and value > 0), otherwise)
-    return min(size, _LARGEST_TIMED)
-
-
 def load_model(auto: Any, conversion: Conversion, weights: Weights, precision: str) -> Any:
     """The model in `precision`, every weight of which comes from the source.
 
@@ -142,7 +85,7 @@ def load_model(auto: Any, conversion: Conversion, weights: Weights, precision: s
     try:
         model, loading = auto.from_pretrained(
             conversion.source,
-            dtype=_DTYPES[precision],
+            dtype=DTYPES[precision],
             local_files_only=True,
             use_safetensors=weights.safe,
             output_loading_info=True,
@@ -207,10 +150,11 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def base_manifest(
-    identity: Identity, *, task: str, backend: str, precision: str, model: Any, weights: Weights
+    identity: Identity, *, task: str, backend: str, settled: Settled, weights: Weights
 ) -> dict[str, Any]:
     """The manifest's part that is the same for both tasks."""
-    return {
+    measured = {"candidates": settled.table} if settled.table else {}
+    return measured | {
         "format": 1,
         "model_id": identity.model_id,
         "version": identity.version,
@@ -219,9 +163,9 @@ def base_manifest(
         "task_type": task,
         "backend": backend,
         "engine": ENGINE,
-        "precision": precision,
+        "precision": settled.precision,
         "max_batch_size": 0,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in settled.model.parameters()),
         "dtype": weights.dtype or "unknown",
         "converter": {
             name: metadata.version(name).partition("+")[0]

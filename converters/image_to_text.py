@@ -50,16 +50,26 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
     import transformers
 
     from converters import generation
+    from converters.precision import Candidates, settle
+    from converters.sayings import Sayings
 
     config = generation.read_config(conversion, _classes())
-    precision = generation.choose_precision(conversion, config)
     alone = config.model_type == "vision-encoder-decoder"
     parts = _processors(conversion, alone=alone)
     auto = transformers.AutoModelForImageTextToText
-    model = generation.load_model(auto, conversion, weights, precision)
-    conversion.events.progress("load", 1.0, f"loaded, to be served in {precision}")
     chats = not alone and generation.has_chat_template(parts[0])
     kind = "encoder_decoder" if alone else "chat" if chats else "caption"
+    settled = settle(
+        conversion,
+        Candidates(
+            config,
+            weights,
+            load=lambda precision: generation.load_model(auto, conversion, weights, precision),
+            scores=Sayings(lambda model: [_inputs(model, parts, kind, p) for p in _pictures()]),
+        ),
+    )
+    model = settled.model
+    conversion.events.progress("load", 1.0, f"loaded, to be served in {settled.precision}")
     conversion.events.progress("verify", 0.0, "describing an image")
     try:
         _try_out(model, parts, kind)
@@ -70,8 +80,7 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
         conversion.identity,
         task=conversion.task,
         backend="image_to_text",
-        precision=precision,
-        model=model,
+        settled=settled,
         weights=weights,
     )
     tokenizer = getattr(parts[-1], "tokenizer", parts[-1])
@@ -128,15 +137,30 @@ def _probe_image() -> tuple[Any, bytes]:
     return picture, file.getvalue()
 
 
-def _try_out(model: Any, parts: tuple[Any, ...], kind: str) -> None:
-    import torch
+def _pictures() -> list[Any]:
+    """What precisions are compared with: the probe's, and two that are unlike it."""
+    from PIL import Image
 
-    picture = _probe_image()[0]
+    side = (_PROBE_SIDE, _PROBE_SIDE)
+    across = Image.linear_gradient("L").resize(side)
+    centred = Image.radial_gradient("L").resize(side)
+    coloured = Image.merge("RGB", [centred, across, across.rotate(90)])
+    return [_probe_image()[0], centred.convert("RGB"), coloured]
+
+
+def _inputs(model: Any, parts: tuple[Any, ...], kind: str, picture: Any) -> Any:
+    """A question about a picture, as the model takes it."""
     asked: dict[str, Any] = {"images": picture, "return_tensors": "pt"}
     if kind == "chat":
         content = [{"type": "image"}, {"type": "text", "text": _QUESTION}]
         conversation = [{"role": "user", "content": content}]
         asked["text"] = parts[0].apply_chat_template(conversation, add_generation_prompt=True)
-    inputs = parts[0](**asked).to(dtype=model.dtype)
+    return parts[0](**asked).to(dtype=model.dtype)
+
+
+def _try_out(model: Any, parts: tuple[Any, ...], kind: str) -> None:
+    import torch
+
+    inputs = _inputs(model, parts, kind, _probe_image()[0])
     with torch.inference_mode():
         model.generate(**inputs, max_new_tokens=_SMOKE_TOKENS, do_sample=False, num_beams=1)

@@ -11,6 +11,8 @@ from converters.packaging import MODEL_FOLDER, package
 from converters.weights import find_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from converters.conversion import Conversion
     from converters.weights import Weights
 
@@ -21,6 +23,22 @@ _LARGEST_KV = 512 * 2**20
 _MOST_RUNNING = 32  # requests at once, as the backend has it
 # Two prompts of different lengths, whose scores must not depend on the padding between them.
 _SHORT, _LONG = "hello", "hello, this is a somewhat longer text than the other one"
+# Tokens of each text that precisions are compared with.
+_LONGEST_VERIFIED = 64
+VERIFICATION_TEXTS = (
+    "The history of the river begins in the mountains, where the snow of the winter melts and a "
+    "hundred small streams meet. In the spring the water rises, and the people of the valley",
+    "Question: What is 17 + 25? Answer: 42. Question: What is 9 * 8? Answer: 72. Question:",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(",
+    '{"name": "modelmora", "version": "1.0.3", "tags": ["a", "b"], "size": 1048576, "url": "http',
+    "Der schnelle braune Fuchs springt über den faulen Hund, und am nächsten Morgen",
+    "Съешь же ещё этих мягких французских булок, да выпей чаю, сказал он и",
+    "敏捷的棕色狐狸跳过了懒狗。今天天气很好。我们",
+    "summarize: The committee met on Tuesday. It decided that the new bridge would be built of "
+    "stone, that it would cost 3,200 crowns, and that nobody should pay for crossing it.",
+    "Dear Sir or Madam,\n\nI am writing to you because",
+    "😀🚀 e\u0301 ½ <b>bold</b> !!! ... ???",
+)
 # Of the logits' spread; sums in another order differ by some 1e-6 in float32, 1e-2 in bfloat16.
 _SAME = {4: 1e-3, 2: 0.1}
 
@@ -54,20 +72,30 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
     import transformers
 
     from converters import generation
+    from converters.precision import Candidates, settle
 
     config = generation.read_config(conversion, _classes())
     kind = "encoder_decoder" if config.is_encoder_decoder else "causal"
-    precision = generation.choose_precision(conversion, config)
     tokenizer = generation.load_processor(
         transformers.AutoTokenizer, conversion.source, "tokenizer"
     )
+    context = generation.context_length(config, tokenizer, _UNLIMITED_CONTEXT)
     auto = {
         "causal": transformers.AutoModelForCausalLM,
         "encoder_decoder": transformers.AutoModelForSeq2SeqLM,
     }[kind]
-    model = generation.load_model(auto, conversion, weights, precision)
-    _check_vocabulary(model, tokenizer)
-    conversion.events.progress("load", 1.0, f"loaded, to be served in {precision}")
+
+    def load(precision: str) -> Any:
+        model = generation.load_model(auto, conversion, weights, precision)
+        _check_vocabulary(model, tokenizer)
+        return model
+
+    def scores(model: Any) -> Iterator[Any]:
+        return (_scores(model, ids) for ids in _verification_texts(tokenizer, context))
+
+    settled = settle(conversion, Candidates(config, weights, load, scores))
+    model = settled.model
+    conversion.events.progress("load", 1.0, f"loaded, to be served in {settled.precision}")
     conversion.events.progress("verify", 0.0, "generating some tokens")
     try:
         per_token = _try_out(model, tokenizer)
@@ -79,11 +107,9 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
         conversion.identity,
         task=conversion.task,
         backend="text_generation",
-        precision=precision,
-        model=model,
+        settled=settled,
         weights=weights,
     )
-    context = generation.context_length(config, tokenizer, _UNLIMITED_CONTEXT)
     return base | {
         "decoupled": True,
         "load_bytes": generation.load_bytes(model, _kv_bytes(per_token, context)),
@@ -106,6 +132,23 @@ def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:
             "defaults": generation.defaults(model),
         },
     }
+
+
+def _verification_texts(tokenizer: Any, context: int) -> list[list[int]]:
+    """The texts that precisions are compared with, as tokens; at least one is not empty."""
+    longest = min(_LONGEST_VERIFIED, context - 1)
+    tokens = [tokenizer(text).input_ids[:longest] for text in VERIFICATION_TEXTS]
+    return [ids for ids in tokens if ids] or [[0]]
+
+
+def _scores(model: Any, ids: list[int]) -> Any:
+    """Of the next token after each token of a text; an encoder-decoder writes what it has read."""
+    import torch
+
+    tokens = {"input_ids": torch.tensor([ids])}
+    if model.config.is_encoder_decoder:
+        tokens["decoder_input_ids"] = tokens["input_ids"]
+    return model(**tokens, use_cache=False).logits[0]
 
 
 def _kv_bytes(per_token: int, context: int) -> int:

@@ -35,11 +35,27 @@ CONTEXT = 128
 _SPREAD = 0.4
 
 
-def tiny_llama(folder: Path, *, chat: bool = True, **sizes: Any) -> Path:
-    """A Llama: rotary positions, two of four key-value heads; a chat template if asked."""
+def tiny_llama(
+    folder: Path,
+    *,
+    chat: bool = True,
+    tokenizer: Any = None,
+    shard: str = "",
+    stored: str = "float32",
+    **sizes: Any,
+) -> Path:
+    """A Llama: rotary positions, two of four key-value heads; a chat template if asked.
+
+    Args:
+        tokenizer: another one than the byte-level one of all models here.
+        shard: the largest size of a weights file, "20KB" for example; else there is one file.
+        stored: the type of its weights, which its configuration names, in torch's words.
+        sizes: of its configuration.
+    """
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _byte_level(bos=True)
+    tokenizer = tokenizer or _byte_level(bos=True)
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
     values = {
@@ -53,7 +69,8 @@ def tiny_llama(folder: Path, *, chat: bool = True, **sizes: Any) -> Path:
         "initializer_range": _SPREAD,
         **_special(tokenizer),
     } | sizes
-    return _write(folder, _built(LlamaForCausalLM, LlamaConfig(**values)), tokenizer)
+    model = _built(LlamaForCausalLM, LlamaConfig(**values)).to(getattr(torch, stored))
+    return _write(folder, model, tokenizer, shard)
 
 
 def tiny_gpt2(folder: Path) -> Path:
@@ -285,6 +302,19 @@ def _byte_level(*, bos: bool) -> Any:
     )
 
 
+def word_tokenizer(size: int) -> Any:
+    """A tokenizer of so many words, w0 to w<size - 1>, each of which is one token with a text of
+    its own: no token decodes to nothing, none ends an answer."""
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {f"w{number}": number for number in range(size)}
+    core = Tokenizer(kinds.WordLevel(vocab=vocab, unk_token="w0"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
 def _special(tokenizer: Any) -> dict[str, int]:
     return {
         "pad_token_id": tokenizer.pad_token_id,
@@ -300,8 +330,8 @@ def _built(model_class: Any, config: Any) -> Any:
     return model_class(config).eval()
 
 
-def _write(folder: Path, model: Any, processor: Any) -> Path:
+def _write(folder: Path, model: Any, processor: Any, shard: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({"max_shard_size": shard} if shard else {}))
     processor.save_pretrained(folder)
     return folder

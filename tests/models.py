@@ -268,6 +268,15 @@ def add_layer_norm(folder: Path) -> None:
     _json(folder / "modules.json", modules)
 
 
+def shard(folder: Path, size: str) -> None:
+    """Have the weights of a model lie in several files of at most this size, with an index."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size=size)
+
+
 def artefact_vectors(artefact: Path, texts: Sequence[str]) -> NDArray[np.float32]:
     """Vectors of `texts`, all in one batch, from what the manifest says alone.
 

@@ -75,10 +75,6 @@ class TritonPythonModel:
             png = self._painter.paint(request, on_step, abandoned)
             picture = {"image_output": np.array([png], dtype=np.object_)}
             response = triton.answered(picture | _progress(done, steps))
-        except RequestAbandoned as error:
-            # To a client that is gone nothing: Triton would keep a response that it cannot
-            # deliver, and with it the model in memory until another stream comes.
-            response = None if sender.is_cancelled() else triton.failed_on_stream(error)
         except BackendError as error:
             response = triton.failed_on_stream(error)
         except Exception as error:  # noqa: BLE001 - the thread must live, and the client know

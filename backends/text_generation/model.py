@@ -89,7 +89,7 @@ class _Answer:
         return bool(self._sender.is_cancelled())
 
     def _last(self, response: Any) -> None:
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        triton.send_last(self._sender, response)
 
 
 def _bytes(text: str) -> np.ndarray[Any, Any]:

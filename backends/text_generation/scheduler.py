@@ -1,8 +1,9 @@
 """Runs all generations of a model, step by step, in one thread of its own.
 
-Each turn: what was cancelled leaves; one part of one new request's prompt is computed; then every
-running generation gets its next token. So a long prompt delays others' tokens by one part of it,
-and no request waits for the end of another unless all places are taken.
+Each turn: what was cancelled leaves; a part of one new request's prompt is computed, or the prompts
+of several new ones that are short; then every running generation gets its next token. So new
+requests delay others' tokens by one such part, those that come together begin together, and no
+request waits for the end of another unless all places are taken.
 
 Places are limited twice: by number, and by the memory that keys and values of all requests would
 take at their full length.
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_RUNNING = 32
+# Tokens of new prompts that a turn computes, at most (`decoding.CHUNK` of a longer one).
+PROMPT_TOKENS = 512
 # How often a loop that computes nothing looks for cancelled requests, in seconds. It only waits
 # when there is nothing at all to do, so this is the longest that a stop may take.
 _PAUSE = 1.0
@@ -47,6 +50,21 @@ def may_join(tokens: int, running: Several[int], budget: int) -> bool:
         return True
     rows = len(running) + 1
     return rows <= MAX_RUNNING and rows * max(tokens, *running) <= budget
+
+
+def begun_together(prompts: Several[int]) -> int:
+    """How many of the requests that wait to begin are advanced in one turn: the first always, and
+    those after it whose whole prompts fit as well.
+
+    Args:
+        prompts: their tokens, the longest waiting first.
+    """
+    tokens = 0
+    for number, prompt in enumerate(prompts):
+        tokens += prompt
+        if tokens > PROMPT_TOKENS:
+            return max(1, number)
+    return len(prompts)
 
 
 class Scheduler:
@@ -134,9 +152,11 @@ class Scheduler:
                 _tell(receiver, _as_backend_error(error))
 
     def _prefill(self) -> None:
-        if not self._starting:
-            return
-        sequence = self._starting[0]
+        together = begun_together([len(s.request.prompt) for s in self._starting])
+        for sequence in self._starting[:together]:
+            self._advance(sequence)
+
+    def _advance(self, sequence: Sequence) -> None:
         try:
             scores = next(sequence.prefill)
         except Exception as error:  # noqa: BLE001 - fails this request alone

@@ -40,10 +40,14 @@ def candidate_lines(
 def _figures(one: Mapping[str, Any]) -> str:
     times = ", ".join(f"{ms:g} ms" for ms in one.get("milliseconds", {}).values())
     sizes = ", ".join(one.get("milliseconds", {}))
-    cosine = one.get("min_cosine")
+    # Of text generators a layer is timed, with so many tokens at once.
+    batches = "one layer, tokens" if one["engine"] == "transformers" else "batches of"
+    cosine, divergence, same = (one.get(f) for f in ("min_cosine", "divergence", "same_token"))
     parts = [
-        f"{times} (batches of {sizes})" if times else "",
+        f"{times} ({batches} {sizes})" if times else "",
         f"cosine {cosine:.5f}" if cosine is not None else "",
+        f"divergence {divergence:.5f}" if divergence is not None else "",
+        f"same likeliest token {same:.1%}" if same is not None else "",
         f"{one['memory_mb']} MB" if "memory_mb" in one else "",
         str(one.get("reason", "")),
     ]

@@ -189,7 +189,9 @@ class InferenceService:
         # During a switch it may be another version, with other tensors.
         if leased.form != checked.form:
             await self._check(run)
-        return Sender(self._client, leased, run.terms, self._suspect)
+        view = self._scheduler.view_of(*leased.key)
+        process_id = view.process_id if view else None
+        return Sender(self._client, leased, run.terms, self._suspect, process_id)
 
     async def _answers(self, run: _Run) -> list[list[Outputs]]:
         """Every item's responses, under a lease; once more when the process died meanwhile."""

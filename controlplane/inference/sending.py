@@ -16,6 +16,7 @@ from controlplane.errors import (
     ServiceUnavailable,
 )
 from controlplane.inference import arrays
+from controlplane.inference.mortal import while_alive
 from controlplane.triton.failures import (
     ModelUnknown,
     RequestRejected,
@@ -59,11 +60,14 @@ class Sender:
         servable: Servable,
         terms: Terms,
         suspect: Callable[[Servable], None],
+        process_id: int | None = None,
     ) -> None:
+        """`process_id`: the model's, where it can be seen."""
         self._client = client
         self._servable = servable
         self._terms = terms
         self._suspect = suspect
+        self._process_id = process_id
 
     async def all(self, plan: Plan) -> list[list[Outputs]]:
         """Every item's responses, in the items' order.
@@ -129,7 +133,10 @@ class Sender:
             )
             return
         stream = self._client.stream(name, version, inputs, timeout=left, parameters=parameters)
-        async with contextlib.aclosing(stream) as responses:
+        async with (
+            contextlib.aclosing(stream),
+            contextlib.aclosing(while_alive(stream, self._process_id)) as responses,
+        ):
             async for outputs in responses:
                 yield outputs
 

@@ -13,6 +13,8 @@ from controlplane.lifecycle import memory
 from controlplane.triton.failures import StubUnhealthy, TritonError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from controlplane.registry.repository import ModelRepository
     from controlplane.triton.client import TritonClient
     from controlplane.triton.server import TritonServer
@@ -25,6 +27,11 @@ Key = tuple[str, int]  # Triton name and version
 # longer than this hangs, or computes an answer that nobody waits for any more, and is killed.
 PROCESS_END_TIMEOUT = 15.0
 KILLED_TIMEOUT = 5.0
+# Triton keeps a model while a request of it is under way. One whose process has done nothing for so
+# long waits for a request that Triton has lost (seen in 2.51 after cancelled streams); requests
+# that we know of have ended, or had their time, before.
+IDLE_LIMIT = 5.0
+IDLE_SHARE = 0.05  # of a processor, which a process takes that does nothing
 # How often it is looked whether the process of a model that Triton keeps unloading is still there.
 LOOK_EVERY = 0.25
 LOOKS_WITHOUT_PROCESS = 2  # Triton itself tells a moment after the process has ended
@@ -91,11 +98,13 @@ class Unloading:
         again, and with its process its memory has gone.
         """
         killing_time, absent = time.monotonic() + timeout - 1.0, 0
+        idleness = _Idleness(lambda: memory.processor_seconds(self._server.stub_pids(*key)))
         while not (await asyncio.wait({asking}, timeout=LOOK_EVERY))[0]:
             if key not in self._with_process:
                 continue  # it runs inside the server: only Triton's answer tells
-            if time.monotonic() >= killing_time and self._server.kill_stubs(*key):
-                log.warning("a model that does not unload is killed", model=key[0])
+            idle = idleness.seconds() >= IDLE_LIMIT
+            if (idle or time.monotonic() >= killing_time) and self._server.kill_stubs(*key):
+                log.warning("a model that does not unload is killed", model=key[0], idle=idle)
             absent = 0 if self._server.stub_pids(*key) else absent + 1
             if absent == LOOKS_WITHOUT_PROCESS:
                 log.info("Triton keeps unloading a model whose process is gone", model=key[0])
@@ -109,6 +118,24 @@ class Unloading:
         self._server.kill_stubs(*key)
         if not await _ended(pids, KILLED_TIMEOUT):
             raise ServiceUnavailable(f"A process of {key[0]} does not end: {pids}")
+
+
+class _Idleness:
+    """For how long processes have done nothing, by the processor time that they have used.
+
+    A process that hangs uses none; one that computes does, also for a GPU.
+    """
+
+    def __init__(self, used: Callable[[], float]) -> None:
+        self._used = used
+        self._since, self._before = time.monotonic(), used()
+
+    def seconds(self) -> float:
+        """Since they last did something."""
+        now, used = time.monotonic(), self._used()
+        if used - self._before > IDLE_SHARE * (now - self._since):
+            self._since, self._before = now, used
+        return now - self._since
 
 
 async def _ended(pids: list[int], timeout: float) -> bool:

@@ -30,7 +30,8 @@ def convert(source: Path, output: Path, *options: str, task: str = "txt2txt") ->
     """The last line of a conversion: its result or its error."""
     out = io.StringIO()
     arguments = ["convert", "--task", task, "--source", str(source), "--output", str(output)]
-    main([*arguments, "--model-id", "org/name", *options], out)
+    # Tiny models are slower with several threads, much slower beside other tests.
+    main([*arguments, "--model-id", "org/name", "--threads", "1", *options], out)
     last: dict[str, Any] = json.loads(out.getvalue().splitlines()[-1])
     return last
 
@@ -62,11 +63,118 @@ def test_in_a_process_of_its_own_it_links_the_files_and_says_how_to_serve_them(
 def test_the_precision_that_was_asked_for_is_served(llama: Path, tmp_path: Path) -> None:
     told = convert(llama, tmp_path / "a", "--precision", "bf16")
     assert told["manifest"]["precision"] == "bf16"
+    fp32, bf16 = told["manifest"]["candidates"]
+    assert (fp32["chosen"], bf16["chosen"]) == (False, True)
+    assert 0.999 <= bf16["min_cosine"] < 1  # it was compared, and is not the same
+    assert 0 < bf16["divergence"] < 0.01
+    assert bf16["same_token"] >= 0.99
     refused = convert(llama, tmp_path / "b", "--precision", "int8")
     assert refused["message"] == "transformers computes in fp32 or bf16, not in int8."
     refused = convert(llama, tmp_path / "c", "--engine", "openvino")
     assert refused["message"] == "A model for txt2txt is served by transformers only."
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its random weights are spread so wide that bf16 loses too many of their digits."""
+    return tiny.tiny_bart(tmp_path_factory.mktemp("bart") / "source")
+
+
+def test_bf16_that_says_something_else_is_refused_with_its_figures(
+    bart: Path, tmp_path: Path
+) -> None:
+    refused = convert(bart, tmp_path / "a", "--precision", "bf16")
+    assert refused["code"] == "EXPORT_FAILED"
+    assert refused["message"].startswith(
+        "transformers bf16: Its scores are too far from fp32's: cosine 0.99"
+    )
+    assert refused["message"].endswith("For this model there is transformers fp32.")
+    assert not (tmp_path / "a").exists()
+
+
+def test_faster_bf16_that_says_something_else_is_not_chosen(
+    bart: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters import precision
+
+    monkeypatch.setattr(precision, "_WORTH", 0.0)  # whatever the times
+    manifest = convert(bart, tmp_path / "a")["manifest"]
+    assert manifest["precision"] == "fp32"
+    fp32, bf16 = manifest["candidates"]
+    assert (fp32["chosen"], bf16["chosen"]) == (True, False)
+    assert bf16["reason"].startswith("Its scores are too far from fp32's")
+    assert bf16["min_cosine"] < 0.999
+    assert list(bf16["milliseconds"]) == ["1", "64"]
+    assert convert(llama, tmp_path / "b")["manifest"]["precision"] == "bf16"
+
+
+def test_a_model_that_cannot_compute_in_bf16_is_served_in_fp32(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from converters import precision, text_generation
+
+    scores = text_generation._scores
+
+    def only_fp32(model: Any, ids: list[int]) -> Any:
+        if model.dtype is torch.bfloat16:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return scores(model, ids)
+
+    monkeypatch.setattr(precision, "_WORTH", 0.0)
+    monkeypatch.setattr(text_generation, "_scores", only_fp32)
+    manifest = convert(llama, tmp_path / "a")["manifest"]
+    assert manifest["precision"] == "fp32"
+    reason = "It cannot be compared with fp32: not implemented for 'BFloat16'."
+    assert manifest["candidates"][1]["reason"] == reason
+    refused = convert(llama, tmp_path / "b", "--precision", "bf16")
+    assert reason in refused["message"]
+
+
+def test_bf16_that_is_no_faster_is_not_looked_at(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters import precision
+
+    monkeypatch.setattr(precision, "_WORTH", 1e9)
+    manifest = convert(llama, tmp_path / "a")["manifest"]
+    assert manifest["precision"] == "fp32"
+    assert "min_cosine" not in manifest["candidates"][1]
+    assert "times as fast here" in manifest["candidates"][1]["reason"]
+    asked = convert(llama, tmp_path / "b", "--precision", "fp32")["manifest"]
+    assert "candidates" not in asked
+
+
+@pytest.mark.parametrize(("stored", "served"), [("float32", None), ("bfloat16", "bf16")])
+def test_where_fp32_has_no_room_only_bf16_weights_are_served_in_bf16_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, served: str | None
+) -> None:
+    import psutil
+
+    source = tiny.tiny_llama(tmp_path / "source", stored=stored)
+    full = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: full)
+    told = convert(source, tmp_path / "artefact", "--precision", "bf16")
+    if served is None:
+        assert "It was not compared with fp32, whose weights take" in told["message"]
+        return
+    assert told["manifest"]["precision"] == served
+    assert "It was not compared with fp32" in told["manifest"]["candidates"][1]["reason"]
+
+
+def test_pictures_are_described_in_bf16_only_when_it_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters import agreement
+
+    source = tiny.tiny_blip(tmp_path / "blip")
+    told = convert(source, tmp_path / "a", "--precision", "bf16", task="img2txt")
+    assert told["manifest"]["candidates"][1]["min_cosine"] >= 0.999
+    monkeypatch.setattr(agreement, "MOST_DIVERGENCE", 0.0)
+    refused = convert(source, tmp_path / "b", "--precision", "bf16", task="img2txt")
+    assert "Its scores are too far from fp32's" in refused["message"]
 
 
 def change(folder: Path, name: str, **values: Any) -> None:

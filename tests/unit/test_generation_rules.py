@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,13 @@ from backends.errors import InputError
 from backends.generation.detokenizing import Detokenizer
 from backends.generation.parameters import Generation, read_flag, read_generation
 from backends.generation.stopping import StopStrings
-from backends.text_generation.scheduler import MAX_RUNNING, may_join
+from backends.text_generation.scheduler import (
+    MAX_RUNNING,
+    PROMPT_TOKENS,
+    Scheduler,
+    begun_together,
+    may_join,
+)
 from tests import models
 
 if TYPE_CHECKING:
@@ -188,3 +195,49 @@ def test_faulty_parameters_are_named(faulty: dict[str, Any]) -> None:
     (name,) = faulty
     with pytest.raises(InputError, match=f"^Parameter {name} m"):
         read_generation(faulty)
+
+
+@given(st.lists(st.integers(1, 2 * PROMPT_TOKENS), max_size=40))
+def test_short_prompts_begin_together_and_long_ones_alone(prompts: list[int]) -> None:
+    count = begun_together(prompts)
+    assert (count == 0) == (not prompts)
+    if count > 1:
+        assert sum(prompts[:count]) <= PROMPT_TOKENS
+    if count < len(prompts):  # no more would have fitted
+        assert sum(prompts[: count + 1]) > PROMPT_TOKENS
+
+
+def test_requests_that_come_together_get_their_first_token_before_anybodys_second() -> None:
+    events: list[str] = []
+    tokens: list[int] = []
+
+    class Talker:
+        """A generation of three tokens."""
+
+        def __init__(self, name: str, prompt: int) -> None:
+            self.name, self.state, self.token = name, name, 0
+            self.request: Any = SimpleNamespace(prompt=range(prompt))
+            self.receiver: Any = SimpleNamespace(is_gone=lambda: False)
+            self.prefill: Any = iter([name])
+            self.left = 3
+
+        def take(self, _: object) -> bool:
+            events.append(self.name)
+            self.left -= 1
+            return self.left == 0
+
+    class Stepping:
+        def step(self, states: list[str], tokens_: list[int]) -> list[str]:
+            tokens.append(len(states))
+            return states
+
+    decoder: Any = Stepping()
+    scheduler = Scheduler(decoder, lambda *_: pytest.fail("nobody asked"), token_budget=10**6)
+    scheduler.stop()  # its thread: the turns are taken here
+    scheduler._starting = [Talker(name, 64) for name in "abcd"]  # type: ignore[misc]
+    scheduler._starting.append(Talker("e", PROMPT_TOKENS))  # type: ignore[arg-type]
+    for _ in range(4):
+        scheduler._prefill()
+        scheduler._step()
+    assert "".join(events) == "abcd" + "abcd" + "e" + "abcd" + "e" + "e"
+    assert tokens == [4, 5, 1]
