@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backends.engines import Engine, open_engine
 from backends.errors import BackendError, EngineError, RequestAbandoned
+from backends.lanes import in_lanes
 from backends.text_embedding.batching import sub_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -98,16 +99,24 @@ def run_rows(
         as the sub-batch was padded), or what went wrong.
     """
     rows: list[Row] = [EngineError("It did not run.")] * len(encodings)
-    for batch in sub_batches([len(item) for item in encodings], engine.cost):
-        gone = {owner for owner in {owners[i] for i in batch} if abandoned(owner)}
-        for index in batch:
-            if owners[index] in gone:
-                rows[index] = RequestAbandoned("The request was cancelled.")
-        wanted = [index for index in batch if owners[index] not in gone]
-        if wanted:
-            found = _run(engine, tokenizer, [encodings[index] for index in wanted])
-            for index, row in zip(wanted, found, strict=True):
-                rows[index] = row
+    batches = sub_batches([len(item) for item in encodings], engine.cost)
+
+    def wanted() -> Iterator[list[int]]:
+        for batch in batches:
+            gone = {owner for owner in {owners[i] for i in batch} if abandoned(owner)}
+            for index in batch:
+                if owners[index] in gone:
+                    rows[index] = RequestAbandoned("The request was cancelled.")
+            left = [index for index in batch if owners[index] not in gone]
+            if left:
+                yield left
+
+    def run(places: list[int]) -> None:
+        found = _run(engine, tokenizer, [encodings[index] for index in places])
+        for index, row in zip(places, found, strict=True):
+            rows[index] = row
+
+    in_lanes(wanted(), run, min(engine.cost.lanes, len(batches)))
     return rows
 
 

@@ -82,7 +82,9 @@ async def measure(service: Service, options: argparse.Namespace) -> None:
     setting.print_table("Sentences per second", header, [])
     try:
         for what, requests in workloads().items():
-            for in_flight in IN_FLIGHT:
+            if options.only not in what:
+                continue
+            for in_flight in options.in_flight:
                 found = await _compare(clients, requests, in_flight, options)
                 for row in _rows(f"{what}, {in_flight} in flight", found):
                     setting.print_row(row)
@@ -161,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="per way and round")
+    parser.add_argument("--only", default="", help="workloads whose name has this in it")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=IN_FLIGHT)
     parser.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="memory over time")
     options = parser.parse_args(arguments)
     setting.print_machine()

@@ -43,6 +43,7 @@ _ON_REQUEST: Mapping[str, tuple[Candidate, ...]] = {
     "onnx": (
         Candidate("openvino", "fp16"),
         Candidate("onnxruntime", "int8"),
+        Candidate("openvino", "int8"),
     ),
     "torchscript": (),
 }

@@ -1,7 +1,12 @@
-"""int8 graphs: weights per channel, activations as they come, outliers smoothed away before.
+"""int8 graphs, as the engines want them. Products with constant weights are quantised, the weights
+to int8 with a scale per output channel.
 
-Products with constant weights are quantised: weights to int8 with a scale per output channel,
-activations to uint8 with one scale per run (onnxruntime.quantization, dynamic). A few channels of a
+For OpenVINO that is all (`quantize_weights`): it reads the weights as int8 and multiplies in bf16,
+or, where the processor has none, makes the activations int8 itself, with a scale per token and 32
+channels.
+
+For ONNX Runtime (`quantize`) activations become uint8 as they come, with one scale per run
+(onnxruntime.quantization, dynamic), outliers smoothed away before: a few channels of a
 transformer's activations are tens of times larger than the rest and would take all 256 steps for
 themselves. SmoothQuant (Xiao et al., 2023, arXiv:2211.10438) moves them into the weights, which
 have a scale per channel: with X the activations that calibration saw and W the weights,
@@ -27,6 +32,44 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LEAST = 1e-5  # for channels that are always 0
+_LARGEST = 127  # of int8, the same on both sides of 0
+
+
+def quantize_weights(model_file: Path, target: Path) -> None:
+    """Write a version of an ONNX file whose weights of products are int8, dequantised in the graph.
+
+    Raises:
+        ValueError: the graph has no product with constant weights.
+        Exception: whatever onnx raises for a graph that it cannot write.
+    """
+    model = onnx.load(model_file)
+    products = _products(model)
+    if not products:
+        raise ValueError("The graph multiplies with no constant weights.")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    known: set[str] = set()
+    for node in products:
+        name = node.input[1]
+        if name not in known:
+            known.add(name)
+            _add_int8(model, node, numpy_helper.to_array(weights[name]))
+        node.input[1] = f"{name}_dequantised"
+    read = {name for node in model.graph.node for name in node.input}
+    for name in known - read:  # else somebody else reads it too
+        model.graph.initializer.remove(weights[name])
+    onnx.save_model(model, target)
+
+
+def _add_int8(model: onnx.ModelProto, reader: Any, matrix: NDArray[np.float32]) -> None:
+    """Put int8 weights, their scales and what multiplies them in front of a node."""
+    name = reader.input[1]
+    scale = np.maximum(np.abs(matrix).max(axis=0) / _LARGEST, np.finfo(np.float32).tiny)
+    steps = np.clip(np.rint(matrix / scale), -_LARGEST, _LARGEST).astype(np.int8)
+    parts = {f"{name}_int8": steps, f"{name}_scale": scale.astype(np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in parts.items())
+    out = f"{name}_dequantised"
+    node = helper.make_node("DequantizeLinear", [*parts], [out], out, axis=1)
+    model.graph.node.insert(list(model.graph.node).index(reader), node)
 
 
 def quantize(

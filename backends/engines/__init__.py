@@ -32,11 +32,14 @@ class BatchCost:
         call_tokens: fixed cost of one run.
         round_length: lengths are padded up to a multiple of it, by engines to which every new
             shape is a cost of its own.
+        lanes: runs that go on at a time where there are so many; `run` may then be called from
+            that many threads at once.
     """
 
     max_tokens: int
     call_tokens: int
     round_length: int = 1
+    lanes: int = 1
 
     def padded(self, length: int) -> int:
         """Tokens that a text of `length` tokens takes; an empty one takes one at least."""

@@ -6,7 +6,9 @@ Properties: https://docs.openvino.ai/2026/openvino-workflow/running-inference/in
 from __future__ import annotations
 
 import logging
+import queue
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 DEVICE = "CPU"
-# What each precision asks of the plugin: the hint, and the capability it needs. An int8 graph
-# says itself, with its QuantizeLinear nodes, what is computed in int8; the rest stays f32.
+# What each precision asks of the plugin: the hint, and the capability it needs. An int8 graph has
+# int8 weights: they are multiplied in bf16 where the processor has it, which is closer to PyTorch
+# and faster than what the plugin does with an f32 hint, int8 activations with a scale per 32.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
-# Measured with MiniLM on two cores (docs/engines.md): every new shape costs the choice and often
+# Measured with MiniLM on two cores (docs/benchmarks.md): every new shape costs the choice and often
 # the compilation of kernels, so lengths are rounded up.
 _TOKENS_PER_CORE = 320
 _CALL_TOKENS = 32
@@ -42,30 +45,63 @@ _ROUND_LENGTH = 16
 # Kernels kept, by shape; the plugin's default, 5,000, lets texts of all lengths pile them up.
 _KERNELS_KEPT = 1_000
 
+# Two threads share a run of a small graph badly: each of its hundred steps is some 20 microseconds
+# of work, and all wait for the last at each. Runs beside each other wait for nothing. A large graph
+# keeps all threads on one run, which halves the time that somebody alone waits for an answer.
+_SMALL_GRAPH = 256 * 2**20
+# Each lane has buffers of its own (some 20 MB for MiniLM), so a machine of many cores gets few
+# lanes of several threads.
+_MOST_LANES = 4
+
 
 class OpenVinoEngine:
-    """One compiled graph and one request for it; `run` may be called from one thread at a time."""
+    """One compiled graph; `run` may be called from `cost.lanes` threads at a time."""
 
     device = "cpu"
 
     def __init__(self, compiled: Any, output_names: Sequence[str], *, cost: BatchCost) -> None:
         self._outputs = list(output_names)
-        self._request = compiled.create_infer_request()
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(cost.lanes):
+            self._idle.put(compiled.create_infer_request())
         self.cost = cost
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `Engine.run`."""
+        request = self._idle.get()
         try:
-            self._request.infer(dict(inputs), share_inputs=True)
-            return {name: self._output(name) for name in self._outputs}
+            request.infer(dict(inputs), share_inputs=True)
+            return {name: _copied(request.get_tensor(name).data) for name in self._outputs}
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_line(error)}") from error
+        finally:
+            self._idle.put(request)
 
-    def _output(self, name: str) -> NDArray[Any]:
-        output = self._request.get_tensor(name).data
-        # A copy: the next run writes over the tensor.
-        kind = np.float32 if output.dtype.kind == "f" else output.dtype
-        return np.array(output, dtype=kind)
+
+def _copied(output: NDArray[Any]) -> NDArray[Any]:
+    """The next run writes over the tensor."""
+    return np.array(output, dtype=np.float32 if output.dtype.kind == "f" else output.dtype)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How the cores are shared out among runs.
+
+    Attributes:
+        count: runs at a time.
+        threads: of each.
+    """
+
+    count: int
+    threads: int
+
+
+def lanes_for(graph_bytes: int, cores: int) -> Lanes:
+    """A small graph runs several times at once, each with few threads; a large one with all."""
+    if graph_bytes > _SMALL_GRAPH:
+        return Lanes(1, cores)
+    threads = -(-cores // _MOST_LANES)
+    return Lanes(cores // threads, threads)
 
 
 def open_graph(
@@ -83,20 +119,26 @@ def open_graph(
             run, or its inputs or outputs are not the ones named.
     """
     core = openvino.Core()
-    _require(core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"), precision)
-    cores = usable_cores()
+    capabilities = core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+    _require(capabilities, precision)
+    hint = _hint(capabilities, precision)
+    lanes = lanes_for(_bytes_of(model_file), usable_cores())
     try:
         model = core.read_model(model_file)
         _check_names(model, model_file.name, input_names, output_names)
-        compiled = core.compile_model(model, DEVICE, _config(precision, cores))
+        compiled = core.compile_model(model, DEVICE, _config(hint, lanes))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot open {model_file.name}: {_line(error)}") from error
     del model  # it holds the weights once more
     return_free_memory()
     cost = BatchCost(
-        max_tokens=_TOKENS_PER_CORE * cores, call_tokens=_CALL_TOKENS, round_length=_ROUND_LENGTH
+        max_tokens=_TOKENS_PER_CORE * lanes.threads,
+        call_tokens=_CALL_TOKENS,
+        round_length=_ROUND_LENGTH,
+        lanes=lanes.count,
     )
-    _log.info("%s runs on the CPU in %s with %d threads", model_file.name, precision, cores)
+    text = "%s runs on the CPU in %s, %d at a time with %d threads each"
+    _log.info(text, model_file.name, precision, lanes.count, lanes.threads)
     return OpenVinoEngine(compiled, output_names, cost=cost)
 
 
@@ -111,13 +153,22 @@ def _require(capabilities: Sequence[str], precision: str) -> None:
         raise EngineError(f"This processor has no {precision} for OpenVINO; it has {_and(has)}.")
 
 
-def _config(precision: str, cores: int) -> dict[str, Any]:
+def _bytes_of(model_file: Path) -> int:
+    """Of a graph and the weights in files beside it (`model.onnx.data`, `model.bin`)."""
+    files = model_file.parent.glob(f"{model_file.stem}.*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _hint(capabilities: Sequence[str], precision: str) -> str:
+    return "bf16" if precision == "int8" and "BF16" in capabilities else _HINTS[precision]
+
+
+def _config(hint: str, lanes: Lanes) -> dict[str, Any]:
     return {
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        # One run at a time, on all cores: Triton's batcher has gathered the requests already.
+        "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": cores,
+        "NUM_STREAMS": lanes.count,
+        "INFERENCE_NUM_THREADS": lanes.count * lanes.threads,
         # Pinned threads of two models, each sure of the first cores, would share these only.
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": str(_KERNELS_KEPT),

@@ -10,6 +10,7 @@ import numpy as np
 from backends.errors import BackendError, EngineError, InputError, RequestAbandoned
 from backends.image_embedding.artefact import ImageEmbeddingArtefact, read_artefact
 from backends.images import decode_image
+from backends.lanes import in_lanes
 from backends.machine import usable_cores
 from backends.text_embedding.batching import sub_batches
 from backends.text_embedding.embedder import normalized
@@ -17,7 +18,7 @@ from backends.text_embedding.tokens import TextTokenizer
 from backends.text_graph import open_text_graph, run_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -119,21 +120,28 @@ class PictureTower:
         """
         rows: list[Row] = [EngineError("It did not run.")] * len(pictures)
         failed: dict[int, BackendError] = {}
-        for batch in sub_batches([self._graph.tokens] * len(pictures), self._engine.cost):
-            for owner in {pictures[place][0] for place in batch}:
-                if abandoned(owner):
-                    failed[owner] = RequestAbandoned("The request was cancelled.")
-            # A request that has failed already gets no answer: its other pictures need no work.
-            wanted = [place for place in batch if pictures[place][0] not in failed]
-            pixels = self._pool.map(self._pixels, [pictures[place][1:] for place in wanted])
+        batches = sub_batches([self._graph.tokens] * len(pictures), self._engine.cost)
+
+        def wanted() -> Iterator[list[int]]:
+            for batch in batches:
+                for owner in {pictures[place][0] for place in batch}:
+                    if abandoned(owner):
+                        failed[owner] = RequestAbandoned("The request was cancelled.")
+                # A request that has failed gets no answer: its other pictures need no work.
+                yield [place for place in batch if pictures[place][0] not in failed]
+
+        def run(places: list[int]) -> None:
+            pixels = self._pool.map(self._pixels, [pictures[place][1:] for place in places])
             good: dict[int, NDArray[np.float32]] = {}
-            for place, values in zip(wanted, pixels, strict=True):
+            for place, values in zip(places, pixels, strict=True):
                 if isinstance(values, InputError):
                     failed.setdefault(pictures[place][0], values)
                 else:
                     good[place] = values
             for place, row in zip(good, self._vectors(list(good.values())), strict=True):
                 rows[place] = row
+
+        in_lanes(wanted(), run, min(self._engine.cost.lanes, len(batches)))
         return [failed.get(owner, row) for (owner, _, _), row in zip(pictures, rows, strict=True)]
 
     def _pixels(self, picture: tuple[int, bytes]) -> NDArray[np.float32] | InputError:

@@ -46,6 +46,9 @@ def sub_batches(lengths: Sequence[int], cost: BatchCost) -> list[list[int]]:
     total cost: few calls for texts of one length, little padding for mixed ones. Longest first,
     because the engine's memory arena then grows once.
 
+    For an engine with lanes none holds more than one lane's share of all tokens, so that no lane
+    is idle; the costliest come first, so that the lanes end at about the same time.
+
     Args:
         lengths: tokens per text; 0 counts as 1, as an empty text is padded to one token.
         cost: the engine's.
@@ -55,23 +58,28 @@ def sub_batches(lengths: Sequence[int], cost: BatchCost) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     ordered = [cost.padded(lengths[index]) for index in order]
-    starts = _cheapest_starts(ordered, cost)
+    limit = cost.max_tokens
+    if cost.lanes > 1:
+        limit = min(limit, -(-sum(ordered) // cost.lanes))
+    starts = _cheapest_starts(ordered, limit, cost.call_tokens)
     batches = []
     end = len(order)
     while end > 0:
-        batches.append(order[starts[end] : end])
+        batches.append((order[starts[end] : end], (end - starts[end]) * ordered[end - 1]))
         end = starts[end]
-    return batches
+    if cost.lanes > 1:
+        batches.sort(key=lambda batch: -batch[1])
+    return [indices for indices, _ in batches]
 
 
-def _cheapest_starts(ordered: Sequence[int], cost: BatchCost) -> list[int]:
+def _cheapest_starts(ordered: Sequence[int], max_tokens: int, call_tokens: int) -> list[int]:
     """For each end of a prefix of the ascending lengths: where its last sub-batch begins."""
     costs = [0]
     starts = [0]
     for end, longest in enumerate(ordered, start=1):
-        first = max(0, end - max(1, cost.max_tokens // longest))
+        first = max(0, end - max(1, max_tokens // longest))
         best, start = min(
-            (costs[start] + cost.call_tokens + (end - start) * longest, start)
+            (costs[start] + call_tokens + (end - start) * longest, start)
             for start in range(first, end)
         )
         costs.append(best)

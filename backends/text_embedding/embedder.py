@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from backends.engines import Engine, open_engine
 from backends.errors import BackendError, EngineError, RequestAbandoned
+from backends.lanes import in_lanes
 from backends.text_embedding.artefact import TextEmbeddingArtefact, read_artefact
 from backends.text_embedding.batching import Shapes, sub_batches
 from backends.text_embedding.tokens import TextTokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from backends.text_embedding.requests import EmbeddingRequest
@@ -72,23 +73,38 @@ class Embedder:
         encodings = self._tokenizer.encode([text for request in requests for text in request.texts])
         rows = np.zeros((len(owners), self.artefact.dimension), dtype=np.float32)
         errors: dict[int, BackendError] = {}
-        for batch in sub_batches([len(item) for item in encodings], self.engine.cost):
-            for owner in {owners[i] for i in batch}:
-                if abandoned(owner):
-                    errors[owner] = RequestAbandoned("The request was cancelled.")
-            wanted = [i for i in batch if owners[i] not in errors]
-            if wanted:
-                rows[wanted], failed = self._run([encodings[i] for i in wanted])
-                errors |= {owners[wanted[place]]: error for place, error in failed.items()}
+        batches = sub_batches([len(item) for item in encodings], self.engine.cost)
+
+        def wanted() -> Iterator[tuple[list[int], int]]:
+            for batch in batches:
+                for owner in {owners[i] for i in batch}:
+                    if abandoned(owner):
+                        errors[owner] = RequestAbandoned("The request was cancelled.")
+                left = [i for i in batch if owners[i] not in errors]
+                if left:
+                    yield left, self._padded_length([encodings[i] for i in left])
+
+        def run(job: tuple[list[int], int]) -> None:
+            places, least = job
+            rows[places], failed = self._run([encodings[i] for i in places], least)
+            errors.update({owners[places[row]]: error for row, error in failed.items()})
+
+        in_lanes(wanted(), run, min(self.engine.cost.lanes, len(batches)))
         return [
             errors.get(index, embeddings)
             for index, embeddings in enumerate(_scatter(rows, requests))
         ]
 
-    def _run(self, encodings: Sequence[Any]) -> tuple[Embeddings, dict[int, EngineError]]:
+    def _padded_length(self, encodings: Sequence[Any]) -> int:
+        longest = max(1, *(len(item) for item in encodings))
+        return self._shapes.length(len(encodings), longest, self.engine.cost)
+
+    def _run(
+        self, encodings: Sequence[Any], least: int
+    ) -> tuple[Embeddings, dict[int, EngineError]]:
         """Vectors of one sub-batch, and the errors of those rows that have none."""
         try:
-            vectors = self._vectors(encodings)
+            vectors = self._vectors(encodings, least)
         except EngineError as failure:
             shape = (len(encodings), self.artefact.dimension)
             return np.zeros(shape, np.float32), dict.fromkeys(range(len(encodings)), failure)
@@ -96,9 +112,7 @@ class Embedder:
         error = EngineError("The model returned values that are not finite.")
         return vectors, dict.fromkeys(endless, error)
 
-    def _vectors(self, encodings: Sequence[Any]) -> Embeddings:
-        longest = max(1, *(len(item) for item in encodings))
-        least = self._shapes.length(len(encodings), longest, self.engine.cost)
+    def _vectors(self, encodings: Sequence[Any], least: int) -> Embeddings:
         output = self.engine.run(self._tokenizer.arrays(encodings, least))[
             self.artefact.output_name
         ]

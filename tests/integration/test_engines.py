@@ -120,11 +120,14 @@ def test_minilm_computes_what_pytorch_does(
     assert found.min() >= least
 
 
-def test_minilm_in_int8_passes_its_gate(expected: NDArray[np.float32], tmp_path: Path) -> None:
-    event = convert(SOURCE, tmp_path / "out", "--precision", "int8")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_minilm_in_int8_passes_its_gate(
+    expected: NDArray[np.float32], tmp_path: Path, engine: str
+) -> None:
+    event = convert(SOURCE, tmp_path / "out", "--precision", "int8", "--engine", engine)
     assert event["event"] == "result", event
     manifest = event["manifest"]
-    assert (manifest["engine"], manifest["precision"]) == ("onnxruntime", "int8")
+    assert (manifest["engine"], manifest["precision"]) == (engine, "int8")
     assert manifest["candidates"][0]["min_cosine"] >= 0.99
     files = {file["path"]: file["size"] for file in manifest["files"]}
     assert set(files) == {"model.int8.onnx", "tokenizer.json"}

@@ -12,6 +12,13 @@ from backends.text_embedding.batching import Shapes, sub_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=80)
 COSTS = st.builds(BatchCost, max_tokens=st.integers(1, 2000), call_tokens=st.integers(0, 300))
+LANED = st.builds(
+    BatchCost,
+    max_tokens=st.integers(1, 2000),
+    call_tokens=st.integers(0, 300),
+    round_length=st.sampled_from([1, 16]),
+    lanes=st.integers(2, 4),
+)
 
 
 def price(batches: list[list[int]], lengths: list[int], cost: BatchCost) -> int:
@@ -21,7 +28,7 @@ def price(batches: list[list[int]], lengths: list[int], cost: BatchCost) -> int:
     )
 
 
-@given(LENGTHS, COSTS)
+@given(LENGTHS, COSTS | LANED)
 def test_every_text_is_in_exactly_one_sub_batch(lengths: list[int], cost: BatchCost) -> None:
     batches = sub_batches(lengths, cost)
     assert all(batches)
@@ -54,6 +61,24 @@ def test_no_other_cut_of_the_sorted_texts_is_cheaper(lengths: list[int], cost: B
         if all(len(p) == 1 or len(p) * lengths[p[-1]] <= cost.max_tokens for p in parts):
             prices.append(price(parts, lengths, cost))
     assert price(sub_batches(lengths, cost), lengths, cost) == min(prices)
+
+
+@given(LENGTHS, LANED)
+def test_no_lane_gets_more_than_its_share_unless_by_one_text(
+    lengths: list[int], cost: BatchCost
+) -> None:
+    whole = sum(cost.padded(length) for length in lengths)
+    sizes = []
+    for batch in sub_batches(lengths, cost):
+        sizes.append(len(batch) * max(cost.padded(lengths[i]) for i in batch))
+        assert sizes[-1] <= min(cost.max_tokens, -(-whole // cost.lanes)) or len(batch) == 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_batch_is_shared_out_among_lanes() -> None:
+    cost = BatchCost(max_tokens=320, call_tokens=32, round_length=16, lanes=2)
+    assert [len(batch) for batch in sub_batches([17] * 8, cost)] == [4, 4]
+    assert sub_batches([17], cost) == [[0]]
 
 
 def test_texts_of_one_length_share_as_few_runs_as_the_limit_allows() -> None:

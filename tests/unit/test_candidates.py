@@ -115,7 +115,8 @@ def test_what_is_measured() -> None:
     assert candidates(["onnx"]) == [DEFAULT, OPENVINO, BF16]
     assert candidates(["onnx"], "openvino") == [OPENVINO, BF16]
     assert candidates(["onnx"], None, "bf16") == [BF16]
-    assert candidates(["onnx"], None, "int8") == [Candidate("onnxruntime", "int8")]
+    int8 = [Candidate("onnxruntime", "int8"), Candidate("openvino", "int8")]
+    assert candidates(["onnx"], None, "int8") == int8
     assert candidates(["onnx"], "openvino", "fp16") == [Candidate("openvino", "fp16")]
     assert candidates(["onnx"], "onnxruntime", "bf16") == []
     assert candidates(["torchscript"]) == [TRACED]
