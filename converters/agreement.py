@@ -78,7 +78,8 @@ def agreement(expected: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30)
+    cosine: torch.Tensor = (a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30)
+    return cosine
 
 
 def _divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

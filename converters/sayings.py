@@ -28,7 +28,9 @@ class Sayings:
     def __call__(self, model: Any) -> list[torch.Tensor]:
         """Scores [tokens, vocabulary] of each answer, before anything was done to them."""
         asked = list(self._inputs(model))
-        said = self._said or [None] * len(asked)
+        said: list[torch.Tensor | None] = [None] * len(asked)
+        if self._said is not None:
+            said = list(self._said)
         outputs = [_answer(model, one, path) for one, path in zip(asked, said, strict=True)]
         scores = [torch.cat(output.logits) for output in outputs]
         if self._said is None:

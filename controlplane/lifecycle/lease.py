@@ -31,6 +31,11 @@ class Lease:
         """False when the model is leaving: nothing can be run under the lease, it only delays."""
         return self._resident is not None and self._resident.state is ModelState.LOADED
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the model that is leased; None where it cannot be seen."""
+        return None if self._resident is None else self._resident.process_id
+
     def try_enter(self) -> Servable | None:
         """What `async with` gives, where it can be had without waiting; end it with `leave`."""
         resident = self._scheduler.try_acquire(self._servable)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from types import SimpleNamespace
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from controlplane.events import EventBus
+from controlplane.gateway.grpc_relay import streaming
 from controlplane.gateway.grpc_relay.answers import Answer
 from controlplane.gateway.grpc_relay.stream_requests import Request, StreamRequests
 from controlplane.lifecycle.scheduler import Scheduler
@@ -45,6 +47,23 @@ async def soon(condition):
     raise AssertionError("not true within 10 s")
 
 
+class Counting(StreamRequests):
+    """Counts the answers that have been seen on all streams."""
+
+    answers = 0
+
+    def answered(self, answer):
+        super().answered(answer)
+        Counting.answers += 1
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _counting():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "StreamRequests", Counting)
+        yield
+
+
 class Stream:
     """An open stream before a Triton that answers when it is told to."""
 
@@ -71,11 +90,17 @@ class Stream:
         await eventually(lambda: len(self.world.triton.seen) == seen)
 
     async def tell(self, *answers):
-        before = len(self.got)
+        """Have Triton answer; returns when the relay has seen it, or has left the stream."""
+        self.world.relay.finals_are_marked = True  # by answers to other streams
+        before, later = Counting.answers, self.world.triton.later
         for one in answers:
-            self.world.triton.later.put_nowait(one)
-        self.world.triton.later.put_nowait(answer("mark", final=False))
-        await soon(lambda: answer("mark", final=False) in self.got[before:])
+            later.put_nowait(one)
+        await soon(
+            lambda: (
+                Counting.answers == before + len(answers)
+                or (later.empty() and not self.world.leases())
+            )
+        )
 
     @property
     def got(self):
@@ -245,6 +270,39 @@ async def test_a_stream_that_ends_lets_go(stream, how):
     assert stream.world.suspects == (["org/5"] if how == "Triton lost" else [])
 
 
+async def test_an_idle_stream_has_none_in_triton_and_outlives_it(stream):
+    """Triton holds models that a stream has used until the stream ends."""
+    await stream.ask(5)
+    await stream.tell(answer(5))
+    connections = stream.world.relay.upstream._connections
+    await eventually(lambda: not any(c.streams for c in connections))
+    for connection in list(connections):
+        connection.abort()
+    await stream.ask(0)
+    await stream.tell(answer(0))
+    await eventually(lambda: stream.got == [answer(5), answer(0)])
+    assert (await stream.end()).status == 0
+
+
+async def test_a_stream_whose_model_has_died_ends(stream):
+    """Triton says nothing more on it, and its client may wait without a deadline."""
+    process = await asyncio.create_subprocess_exec("sleep", "60")
+    await stream.ask(5)
+    await stream.tell(answer(5))
+    (resident,) = stream.world.scheduler.residents()
+    resident.process_id = process.pid
+    await stream.ask(5)
+    await stream.tell(answer(5, final=False))
+    process.kill()
+    await process.wait()
+    found = await stream.client.answer(stream.id)
+    assert found.status == grpc.StatusCode.UNAVAILABLE.value[0]
+    assert b"died" in found.headers[b"grpc-message"]
+    assert stream.world.suspects == ["org/5"]
+    assert finished(stream) == [("org/5", None), ("org/5", "SERVICE_UNAVAILABLE")]
+    assert not stream.world.relay.vigil._running
+
+
 # -- where the end cannot be seen ----------------------------------------------------------------
 
 
@@ -396,9 +454,8 @@ def test_no_busy_model_is_let_go_and_no_idle_one_is_kept(requests, order):
                     assert world.leases() == 0
             found = await stream.end()
             assert found.status == 0
-            marker = answer("mark", final=False)
             quiet = answer(5, empty=True, version="01"), answer(6, empty=True, version="01")
-            assert [a for a in stream.got if a != marker] == [a for a in sent if a not in quiet]
+            assert stream.got == [a for a in sent if a not in quiet]
             assert sorted(e.model_id for e in world.finished) == sorted(
                 f"org/{model}" for model, _, _ in requests
             )

@@ -20,6 +20,7 @@ from controlplane.gateway.grpc_relay.relayed import RelayedCall
 from controlplane.gateway.grpc_relay.server import Door
 from controlplane.gateway.grpc_relay.streaming import StreamingCall
 from controlplane.gateway.grpc_relay.upstream import Upstream
+from controlplane.gateway.grpc_relay.vigil import Vigil
 from controlplane.gateway.infer_scan import KnownHeads
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Relay:
         self.finals_are_marked = False  # Triton has marked an answer of a stream as last, or as not
         self.known_heads = KnownHeads()
         self.deadlines = Deadlines()
+        self.vigil = Vigil()
         self.outbox = Outbox()
         self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, self.outbox)
         self._door = Door(self._accept, self._accept_whole, self.outbox)
@@ -69,6 +71,7 @@ class Relay:
         await self._door.close(grace)
         await self.upstream.close()
         self.deadlines.close()
+        self.vigil.close()
 
     def inflate(self, message: bytes, encoding: str, limit: int) -> bytes:
         """A small compressed message, whole.

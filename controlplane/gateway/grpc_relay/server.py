@@ -11,7 +11,7 @@ from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connec
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
 from controlplane.gateway.grpc_relay.heads import MAX_HEADERS, request_head
 from controlplane.gateway.grpc_relay.limits import Allowance
-from controlplane.gateway.grpc_relay.stream import Stream
+from controlplane.gateway.grpc_relay.stream import NOBODY, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ class ClientConnection(Connection):
             self.write(frames.rst_stream(stream_id, frames.REFUSED_STREAM))
             self._take_reset()
             return
-        stream = Stream(self, stream_id, _nobody)
+        stream = Stream(self, stream_id, NOBODY)
         self.streams[stream_id] = stream
         stream.owner = self._door.accept(stream, block)
         if end:
@@ -129,7 +129,7 @@ class ClientConnection(Connection):
 
     def begin_whole(self, stream_id: int, size: int) -> Stream:
         """The stream of a call whose one DATA frame of `size` bytes has come and ended it."""
-        stream = Stream(self, stream_id, _nobody)
+        stream = Stream(self, stream_id, NOBODY)
         stream.received, stream.receive_ended = size, True
         self.streams[stream_id] = stream
         return stream
@@ -215,18 +215,3 @@ async def _within(waiting: object, seconds: float) -> None:
         await asyncio.wait_for(waiting, seconds)  # type: ignore[arg-type]
     except asyncio.TimeoutError:
         return
-
-
-class _Nobody:
-    """Owner of a stream for as long as it takes to find the right one."""
-
-    def on_headers(self, stream: Stream, block: Block, *, end: bool) -> None: ...
-    def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None: ...
-    def on_drained(self, stream: Stream) -> None: ...
-    def on_reset(self, stream: Stream, code: int) -> None: ...
-    def on_lost(self, stream: Stream, reason: str) -> None: ...
-    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
-        return False
-
-
-_nobody = _Nobody()

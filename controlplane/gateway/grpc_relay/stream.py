@@ -194,3 +194,18 @@ class Stream:
         if allowed - self.granted >= target >> 1:
             self.connection.write(frames.window_update(self.id, allowed - self.granted))
             self.granted = allowed
+
+
+class _Nobody:
+    """Owner of a stream for as long as it takes to find the right one, and of one that rests."""
+
+    def on_headers(self, stream: Stream, block: Block, *, end: bool) -> None: ...
+    def on_data(self, stream: Stream, data: bytes, *, end: bool) -> None: ...
+    def on_drained(self, stream: Stream) -> None: ...
+    def on_reset(self, stream: Stream, code: int) -> None: ...
+    def on_lost(self, stream: Stream, reason: str) -> None: ...
+    def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
+        return False
+
+
+NOBODY = _Nobody()

@@ -59,15 +59,25 @@ class _Use:
     Attributes:
         requests: not answered to the end, in their order.
         kept: the lease that is held beyond its request.
+        process_id: of the model, as its last request has met it.
         sequences: ids of those that were begun and have not ended.
         until_end: nobody can tell when the model is idle before the stream ends.
         awaited: the stream's next request looks for a lease of its own.
     """
 
-    __slots__ = ("awaited", "kept", "requests", "sequences", "servable", "until_end")
+    __slots__ = (
+        "awaited",
+        "kept",
+        "process_id",
+        "requests",
+        "sequences",
+        "servable",
+        "until_end",
+    )
 
     def __init__(self, servable: Servable) -> None:
         self.servable = servable
+        self.process_id: int | None = None
         self.requests: deque[Request] = deque()
         self.kept: PlacelessLease | None = None
         self.sequences: set[bytes] = set()
@@ -119,6 +129,17 @@ class StreamRequests:
         """The models in use."""
         return [use.servable for use in self._uses.values()]
 
+    @property
+    def idle(self) -> bool:
+        """True when nothing is outstanding and nothing is held."""
+        return not self._uses
+
+    @property
+    def processes(self) -> set[int]:
+        """Ids of the processes from which answers are awaited."""
+        busy = (use for use in self._uses.values() if use.requests)
+        return {use.process_id for use in busy if use.process_id is not None}
+
     # -- requests ----------------------------------------------------------------------------
 
     def borrow(self, servable: Servable) -> Servable | None:
@@ -139,6 +160,8 @@ class StreamRequests:
         use.requests.append(request)
         use.awaited = False
         self._total += 1
+        if (lease := request.lease or use.kept) is not None:
+            use.process_id = lease.process_id
 
     def said(self, leased: Servable, said: StreamScan) -> None:
         """Note what the request that was sent last says, now that all of it has come in."""

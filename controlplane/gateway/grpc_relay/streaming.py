@@ -11,12 +11,18 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from controlplane.errors import InferenceFailed, InvalidInput, ModelMoraError
+from controlplane.errors import (
+    InferenceFailed,
+    InvalidInput,
+    ModelMoraError,
+    ServiceUnavailable,
+)
 from controlplane.gateway import v2, wire
 from controlplane.gateway.grpc_relay import status
 from controlplane.gateway.grpc_relay.answers import AnswerReader
 from controlplane.gateway.grpc_relay.message import PREFIX_SIZE, Message
 from controlplane.gateway.grpc_relay.relayed import RelayedCall
+from controlplane.gateway.grpc_relay.stream import NOBODY
 from controlplane.gateway.grpc_relay.stream_messages import StreamMessage
 from controlplane.gateway.grpc_relay.stream_requests import Request, StreamRequests
 from controlplane.gateway.grpc_relay.upstream import RESPONSE_WINDOW
@@ -233,6 +239,7 @@ class StreamingCall(RelayedCall):
         asking, self._asking = self._asking, None
         asking.lease, self._lease = self._lease, None
         self._requests.sent(asking, leased)
+        self.relay.vigil.begin(self)
 
     # -- answers -----------------------------------------------------------------------------
 
@@ -255,6 +262,31 @@ class StreamingCall(RelayedCall):
             super()._answer_data(stream, data, end=end)
         else:
             stream.grant(self.client.queued, RESPONSE_WINDOW)
+        if not self.done and self._requests.idle:
+            self._rest(stream)
+
+    def _rest(self, upstream: Stream) -> None:
+        """Nothing is outstanding: end Triton's stream, the next request begins another.
+
+        Triton (2.51) lets go of the models that a stream has used when the stream ends: an unload
+        would wait for that, however long ago the last answer was.
+        """
+        self.relay.vigil.end(self)
+        if upstream.send_ended or upstream.wants_end:  # the client has ended its own
+            return
+        self._upstream = None
+        upstream.owner = NOBODY
+        upstream.send_data(b"", end=True)
+
+    def processes(self) -> set[int]:
+        """As `vigil.Running`."""
+        return self._requests.processes
+
+    def process_died(self) -> None:
+        """As `vigil.Running`."""
+        for servable in self._requests.servables:
+            self.relay.services.suspect(servable)
+        self.fail(ServiceUnavailable("The model's process has died in the midst of its answers."))
 
     def note_status(self, code: int) -> None:
         if code:
@@ -282,3 +314,4 @@ class StreamingCall(RelayedCall):
         if asking is not None:
             asking.over(self._outcome)
         self._requests.end(self._outcome)
+        self.relay.vigil.end(self)
