@@ -1,4 +1,4 @@
-"""Small random models beyond embeddings: classifiers, readers, diffusion, detection, audio.
+"""Small random models beyond embeddings: classifiers, readers, detection, audio.
 
 Each builder writes a folder as `save_pretrained` does, from a fixed seed, and returns its path.
 torch and transformers are imported when a builder is called, not when this module is.
@@ -67,66 +67,6 @@ def _head(source: Path, folder: Path, kind: Any, changes: dict[str, Any]) -> Pat
     kind(config).eval().save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     shutil.rmtree(source)
-    return folder
-
-
-def stable_diffusion(folder: Path) -> Path:
-    """A Stable Diffusion of 32 channels for pictures of 64 x 64, without a safety checker."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(5)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        sample_size=64,
-    )
-    vocab, merges = models._byte_level(["<|startoftext|>"], last="<|endoftext|>")
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            bos_token_id=0,
-            eos_token_id=len(vocab) - 1,
-            pad_token_id=len(vocab) - 1,
-        )
-    )
-    pipe = StableDiffusionPipeline(
-        unet=unet.eval(),
-        vae=vae.eval(),
-        text_encoder=text.eval(),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from controlplane.lifecycle.health import probe_inputs, probe_parameters
 from controlplane.triton.failures import TritonError  # a stream carries no code
-from tests import pipeline_models
+from tests import diffusion_models
 from tests.served import Served, convert, refusal, served
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ PROMPT: dict[str, list[str | bytes]] = {"text_input": ["a red cat"]}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline_models.stable_diffusion(tmp_path_factory.mktemp("diffusion") / "source")
+    return diffusion_models.stable_diffusion(tmp_path_factory.mktemp("diffusion") / "source")
 
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -359,6 +360,28 @@ async def test_start_ends_the_orphans_of_a_killed_parent(tmp_path: Path) -> None
     assert len(own.leftovers()) == 1
     await own.server.stop()
     assert own.leftovers() == []
+
+
+async def test_a_copied_directory_is_another_instance(own: Own, tmp_path: Path) -> None:
+    name = await own.load_echo()
+    pid = own.server.pid
+    shutil.copytree(tmp_path / "state", tmp_path / "copy" / "state", symlinks=True)
+    shutil.copytree(tmp_path / "repository", tmp_path / "copy" / "repository")
+    copy = Own(tmp_path / "copy")
+    await copy.server.start()
+    try:
+        client = TritonClient(copy.server.endpoints)
+        await client.load(name, timeout=60)
+        await client.close()
+        for each in (own, copy):
+            assert (await each.infer(name))["text_output"][0, 0] == "hé".encode()
+            assert len(each.leftovers()) > 1
+    finally:
+        await copy.server.stop()
+    assert copy.leftovers() == []
+    assert own.server.pid == pid
+    assert own.seen == []
+    assert (await own.infer(name))["text_output"][0, 0] == "hé".encode()
 
 
 async def test_cancelled_start_leaves_nothing(tmp_path: Path) -> None:
