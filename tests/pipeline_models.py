@@ -6,9 +6,10 @@ torch and transformers are imported when a builder is called, not when this modu
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from tests import models
+from tests import generation_models, models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,25 @@ def text_classifier(folder: Path, *, decoder: bool = False, **config: Any) -> Pa
     kind = "Qwen3ForSequenceClassification" if decoder else "BertForSequenceClassification"
     config = {"id2label": dict(enumerate(LABELS)), "label2id": {}} | config
     return _head(source, folder, getattr(transformers, kind), config)
+
+
+def inference_model(folder: Path) -> Path:
+    """A BART that says whether a second text follows from the first: facebook/bart-large-mnli's."""
+    from transformers import BartForSequenceClassification
+
+    source = generation_models.tiny_bart(folder / "body")
+    labels = {"id2label": dict(enumerate(("contradiction", "neutral", "entailment")))}
+    return _head(source, folder, BartForSequenceClassification, labels | {"label2id": {}})
+
+
+def reranker(folder: Path) -> Path:
+    """A cross-encoder as sentence-transformers saves it: one logit, which is its score."""
+    return text_classifier(
+        folder,
+        id2label={0: "LABEL_0"},
+        num_labels=1,
+        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
+    )
 
 
 def image_classifier(folder: Path) -> Path:
@@ -122,8 +142,6 @@ def detector(folder: Path, *, detr: bool = True) -> Path:
 
 def ctc_listener(folder: Path) -> Path:
     """A Wav2Vec2 that hears letters."""
-    import json
-
     import torch
     from transformers import (
         Wav2Vec2Config,
@@ -222,10 +240,60 @@ def whisper(folder: Path) -> Path:
     return folder
 
 
+def bark(folder: Path, voices: tuple[str, ...] = ("v2/en_speaker_1", "de_speaker_0")) -> Path:
+    """A Bark of one narrow layer each that says a third of a second; with presets of voices."""
+    import numpy as np
+    import torch
+    import transformers as t
+    from transformers.models.bark import generation_configuration_bark as rules
+
+    vocab = models._wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer = t.BertTokenizer(vocab=vocab)
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_size": 8}
+    codec = t.EncodecConfig(num_filters=2, hidden_size=8, codebook_dim=8, num_lstm_layers=1)
+    config = t.BarkConfig(
+        semantic_config=t.BarkSemanticConfig(input_vocab_size=129_600, **sizes).to_dict(),
+        coarse_acoustics_config=t.BarkCoarseConfig(
+            input_vocab_size=12_096, output_vocab_size=12_096, **sizes
+        ).to_dict(),
+        fine_acoustics_config=t.BarkFineConfig(
+            input_vocab_size=1_056, output_vocab_size=1_056, **sizes
+        ).to_dict(),
+        codec_config=codec.to_dict(),
+    )
+    torch.manual_seed(53)
+    model = t.BarkModel(config).eval()
+    model.generation_config = rules.BarkGenerationConfig(
+        semantic_config=rules.BarkSemanticGenerationConfig(max_new_tokens=16).to_dict(),
+        coarse_acoustics_config=rules.BarkCoarseGenerationConfig().to_dict(),
+        fine_acoustics_config=rules.BarkFineGenerationConfig().to_dict(),
+    )
+    model.save_pretrained(folder)
+    noise = np.random.default_rng(3)
+    presets = {
+        voice: {
+            "semantic_prompt": noise.integers(0, 10_000, 40),
+            "coarse_prompt": noise.integers(0, 1_024, (2, 60)),
+            "fine_prompt": noise.integers(0, 1_024, (8, 60)),
+        }
+        for voice in voices
+    }
+    paths = {}
+    for voice, arrays in presets.items():
+        paths[voice] = {key: f"speaker_embeddings/{voice}_{key}.npy" for key in arrays}
+        for key, array in arrays.items():
+            file = folder / paths[voice][key]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, array, allow_pickle=False)
+    tokenizer.save_pretrained(folder)
+    (folder / "speaker_embeddings_path.json").write_text(
+        json.dumps({"repo_or_path": "suno/bark", **paths})
+    )
+    return folder
+
+
 def speaker(folder: Path, *, speakers: int = 1) -> Path:
     """A VITS that speaks letters, at 16,000 Hz; without noise, so that it repeats itself."""
-    import json
-
     import torch
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 

@@ -12,7 +12,7 @@ import tritonclient.grpc as triton_grpc
 from PIL import Image
 
 from backends.audio import encode_wav
-from tests import pipeline_models
+from tests import diffusion_models, pipeline_models
 from tests.service import Service
 
 if TYPE_CHECKING:
