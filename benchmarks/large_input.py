@@ -1,8 +1,8 @@
 """How long one large inference over REST keeps everybody else waiting.
 
-A coroutine on the gateway's event loop sleeps a millisecond at a time and notes the longest pause while
-another process sends a file of 40 MB as base64. Once as ModelMora sends it to Triton, and once
-through tritonclient, in turn.
+A coroutine on the gateway's event loop sleeps a millisecond at a time and notes the longest pause
+while another process sends a file of 40 MB as base64. Once as ModelMora sends it to Triton, and
+once through tritonclient, in turn.
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ IMAGES: list[tuple[dict[str, Any], int | None]] = [
     ({"config_json": CLIP, "card": TAGGED}, 512),
     ({"config_json": SIGLIP}, 768),
     ({"config_json": SIGLIP | {"vision_config": 7}}, None),
+    ({"config_json": SIGLIP | {"architectures": ["Siglip2Model"], "model_type": "siglip2"}}, 768),
     ({"config_json": ALONE | {"model_type": "clip_vision_model"}}, 512),
     ({"config_json": VIT}, 384),
     ({"config_json": CONVNEXT}, 768),
