@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,11 @@ import structlog
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.errors import StartupError
-from controlplane.triton import processes
+from controlplane.triton import large_requests, processes
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
-from controlplane.triton.failures import ModelFailed, TritonUnavailable
+from controlplane.triton.failures import ModelFailed, TritonError, TritonUnavailable
 from controlplane.triton.installation import Host
 from tests.triton_models import TritonModels
 from tests.waiting import eventually
@@ -88,6 +89,34 @@ async def test_serves_an_echo_model(triton: Any, triton_client: TritonClient) ->
     assert answer["text_output"].tolist() == [["hé".encode()], [b""]]
     assert len(triton.server.stub_pids(name, 1)) == 1
     assert triton.server.stub_pids(name, 2) == []
+
+
+async def test_large_requests_are_answered_and_refused_as_small_ones_are(
+    triton: Any, triton_client: TritonClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, threads = large_requests.encoded, set[int]()
+
+    def observed(*given: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return encoded(*given)
+
+    monkeypatch.setattr(large_requests, "encoded", observed)
+    name = triton.models.echo()
+    await triton_client.load(name, timeout=30)
+    text = np.array([["é".encode() * 200_000], [b""], [b"x"]], dtype=object)
+    small = np.array([[b"x"]], dtype=object)
+    answer = await triton_client.infer(name, 1, {"text_input": text}, ["text_output"], timeout=60)
+    assert answer["text_output"].tolist() == text.tolist()
+    wrong: list[tuple[str, str]] = [("nobody", "text_input"), (name, "other_input")]
+    for model, tensor in wrong:
+        refusals = []
+        for array in (text, small):
+            with pytest.raises(TritonError) as refused:
+                await triton_client.infer(model, 1, {tensor: array}, ["text_output"], timeout=60)
+            refusals.append((type(refused.value), str(refused.value)))
+        assert refusals[0] == refusals[1]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_models_run_in_our_python_with_our_packages(
