@@ -77,8 +77,7 @@ def _require_known(conversion: Conversion) -> None:
         raise ExportFailed(
             f"The architecture {config['model_type']!r} gives spectrograms, and the vocoder that "
             f"makes sound of them is in another repository{voice}. Models that speak by themselves "
-            "are served: VITS and MMS (facebook/mms-tts-eng), Bark (suno/bark-small), "
-            "fastspeech2_conformer_with_hifigan."
+            "are served: VITS and MMS (facebook/mms-tts-eng), Bark (suno/bark-small)."
         )
 
 

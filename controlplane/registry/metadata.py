@@ -70,6 +70,7 @@ _BY_PIPELINE = {
     "text-to-speech": TaskType.TXT2AUDIO,
     "text-to-audio": TaskType.TXT2AUDIO,
     "text-classification": TaskType.CLASSIFICATION,
+    "text-ranking": TaskType.CLASSIFICATION,
     "image-classification": TaskType.CLASSIFICATION,
     "zero-shot-classification": TaskType.CLASSIFICATION,
     "object-detection": TaskType.OBJECT_DETECTION,
