@@ -74,6 +74,9 @@ TASKS = [
     ({"config_json": {"architectures": ["BertForSequenceClassification"]}}, "classification"),
     ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, "img2embed"),
     ({"config_json": {"architectures": ["BertForMaskedLM"], "model_type": "bert"}}, None),
+    ({"card": "---\npipeline_tag: text-ranking\n---\n"}, "classification"),
+    ({"model_index_json": {"_class_name": "StableDiffusionXLPipeline"}}, "txt2img"),
+    ({"model_index_json": {"_class_name": "StableDiffusionInstructPix2PixPipeline"}}, "img2img"),
     ({"card": "---\npipeline_tag: robotics\n---\n"}, None),
     ({}, None),
 ]  # fmt: skip
