@@ -83,7 +83,7 @@ def _checked_pipeline(source: Path) -> str:
                 f"The component {name!r} of {MODEL_INDEX} comes from {library!r}: only classes of "
                 "diffusers and transformers are run."
             )
-    return index["_class_name"]
+    return str(index["_class_name"])
 
 
 def _is_diffusers_own(library: str) -> bool:

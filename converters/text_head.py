@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -62,16 +62,16 @@ class LastEndHead(Head):
     def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As `Head.forward`; the only output is `logits` [batch, labels]."""
         named = dict(zip(self._inputs, given, strict=True))
-        ids = named["input_ids"]
-        if hasattr(self.model, "transformer"):  # T5 and its kin
-            shifted = self.model._shift_right(ids)
-            hidden = self.model.transformer(**named, decoder_input_ids=shifted, return_dict=True)[0]
+        ids, model = named["input_ids"], cast("Any", self.model)
+        if hasattr(model, "transformer"):  # T5 and its kin
+            shifted = model._shift_right(ids)
+            hidden = model.transformer(**named, decoder_input_ids=shifted, return_dict=True)[0]
         else:
-            hidden = self.model.model(**named, return_dict=True)[0]
+            hidden = model.model(**named, return_dict=True)[0]
         places = torch.arange(ids.shape[1], device=ids.device)
-        ends = torch.where(ids == self.model.config.eos_token_id, places, 0)
+        ends = torch.where(ids == model.config.eos_token_id, places, 0)
         last = ends.max(dim=1).values.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-        return (self.model.classification_head(hidden.gather(1, last).squeeze(1)),)
+        return (model.classification_head(hidden.gather(1, last).squeeze(1)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,8 @@ def load(conversion: Conversion, kind: str, axes: dict[str, dict[int, str]]) -> 
     weights = find_weights(conversion.source, allow_pickle=conversion.allow_pickle)
     require_space(conversion.output, weights)
     spec, trusted = TransformerSpec(conversion.source), conversion.trusted
-    config = loading.load_config(spec, trusted=trusted, encoder_decoder=True)
+    classifies = kind == "AutoModelForSequenceClassification"
+    config = loading.load_config(spec, trusted=trusted, encoder_decoder=classifies)
     tokenizer = loading.load_tokenizer(SentenceModel(spec, ()), trusted=trusted)
     if config.pad_token_id is None:  # decoders look for their last token by it
         config.pad_token_id = tokenizer.pad_token_id

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from backends.classification.zero_shot import Candidates
     from backends.text_graph import TextGraphArtefact
 
-    Text = str | tuple[str, str]
-
 
 class ClassifiedTokenizer(TextTokenizer):
     """Encodes texts and pairs; what is too long is cut as the pipelines of transformers do."""

@@ -81,7 +81,7 @@ class Text2Audio:
 
     def _preset(self, parameters: Mapping[str, Any]) -> str:
         name = short_text(parameters, "voice", None, longest=_LONGEST_NAME)
-        if name not in self._presets:
+        if name is None or name not in self._presets:
             more = len(self._presets) - _SHOWN
             listed = ", ".join(self._presets[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
             raise InputError(f"Parameter voice must be one of {listed}, got {name!r}.")
