@@ -38,12 +38,11 @@ def inference_model(folder: Path) -> Path:
 
 def reranker(folder: Path) -> Path:
     """A cross-encoder as sentence-transformers saves it: one logit, which is its score."""
-    return text_classifier(
-        folder,
-        id2label={0: "LABEL_0"},
-        num_labels=1,
-        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
-    )
+    text_classifier(folder, id2label={0: "LABEL_0"}, num_labels=1)
+    config = json.loads((folder / "config.json").read_text())
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def image_classifier(folder: Path) -> Path:

@@ -110,7 +110,7 @@ class Painter:
         return _png(found)
 
     def _options(self, request: PictureRequest) -> dict[str, Any]:
-        """The pipeline's arguments, of which it takes those that it has."""
+        """The pipeline's arguments: of ours those that it has, and that are not left to it."""
         options: dict[str, Any] = {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -127,7 +127,8 @@ class Painter:
                 "strength": request.strength,
                 "image_guidance_scale": request.image_guidance_scale,
             }
-        return {name: value for name, value in options.items() if name in self._known}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {name: value for name, value in given.items() if name in self._known}
 
     def _listener(self, after_step: Callable[[int], None]) -> dict[str, Any]:
         """The argument by which the pipeline tells of its steps, counted from 0."""

@@ -119,7 +119,10 @@ def _presets(pipe: Any) -> tuple[str, ...]:
 def _most_tokens(pipe: Any) -> int | None:
     """Tokens of a text beyond which the model would leave out the rest in silence (Bark)."""
     semantic = getattr(getattr(pipe.model, "generation_config", None), "semantic_config", None)
-    most = getattr(semantic, "max_input_semantic_length", None)
+    if isinstance(semantic, dict):
+        most = semantic.get("max_input_semantic_length")
+    else:
+        most = getattr(semantic, "max_input_semantic_length", None)
     return most if isinstance(most, int) else None
 
 

@@ -127,6 +127,7 @@ def test_a_reranker_gives_the_scores_of_its_own_library(tmp_path: Path) -> None:
 
     source = pipeline_models.reranker(tmp_path / "source")
     manifest = convert("classification", source, tmp_path / "artefact")
+    assert manifest["classification"]["activation"] == "none"
     assert manifest["inputs"][1] == {
         "name": "text_pair_input",
         "datatype": "BYTES",
