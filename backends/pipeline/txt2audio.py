@@ -20,6 +20,7 @@ MIN_RATE, MAX_RATE = 4_000, 192_000
 MAX_CHARACTERS = 2_000
 _PRESET_PARTS = ("semantic_prompt", "coarse_prompt", "fine_prompt")
 _LONGEST_NAME = 100
+_BARK_TOKENS = 256
 _SHOWN = 12
 
 
@@ -118,12 +119,11 @@ def _presets(pipe: Any) -> tuple[str, ...]:
 
 def _most_tokens(pipe: Any) -> int | None:
     """Tokens of a text beyond which the model would leave out the rest in silence (Bark)."""
-    semantic = getattr(getattr(pipe.model, "generation_config", None), "semantic_config", None)
-    if isinstance(semantic, dict):
-        most = semantic.get("max_input_semantic_length")
-    else:
-        most = getattr(semantic, "max_input_semantic_length", None)
-    return most if isinstance(most, int) else None
+    if pipe.model.config.model_type != "bark":
+        return None
+    semantic = getattr(pipe.model.generation_config, "semantic_config", None)
+    known = semantic if isinstance(semantic, dict) else vars(semantic or object)
+    return int(known.get("max_input_semantic_length", _BARK_TOKENS))
 
 
 def _text(inputs: Mapping[str, Any]) -> str:
