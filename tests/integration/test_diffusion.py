@@ -224,6 +224,9 @@ def test_other_families_of_pipelines(
     manifest = convert(task, source, tmp_path / "artefact")
     assert manifest["diffusion"]["pipeline"] == pipeline
     painter = Painter.open(tmp_path / "artefact")
+    probe = probe_inputs(manifest)
+    healthy = read_request(probe, probe_parameters(manifest), painter.artefact, painter.defaults)
+    assert painter.paint(healthy)[:4] == b"\x89PNG"
     noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     inputs = {"text_input": np.array([b"a red cat"], np.object_)}
