@@ -192,11 +192,11 @@ def _gray(size: int) -> Any:
 def _default_size(pipe: Any) -> int:
     """Width and height that the network was trained with, in pixels."""
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    latents = getattr(getattr(network, "config", None), "sample_size", None)
+    latents: Any = getattr(getattr(network, "config", None), "sample_size", None)
     if not isinstance(latents, int):  # Flux's network takes any size
         latents = getattr(pipe, "default_sample_size", 64)
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    size = latents if latents > _MOST_LATENTS else latents * factor  # PRX gives pixels
+    factor: int = getattr(pipe, "vae_scale_factor", 8)
+    size = int(latents if latents > _MOST_LATENTS else latents * factor)  # PRX gives pixels
     return max(8, size - size % 8)
 
 
