@@ -58,7 +58,8 @@ def _text(conversion: Conversion) -> dict[str, Any]:
     )
     section = {"takes": "text"} | text_head.tokens_section(loaded, done) | labels(loaded.config)
     probe = {"inputs": {"text_input": "health check"}}
-    return _write(conversion, "text_input", probe, section, facts)
+    inputs = [tensor("text_input", "BYTES"), tensor("text_pair_input", "BYTES", optional=True)]
+    return _write(conversion, inputs, probe, section, facts)
 
 
 def _image(conversion: Conversion) -> dict[str, Any]:
@@ -68,12 +69,12 @@ def _image(conversion: Conversion) -> dict[str, Any]:
     section, facts = image_head.export(loaded, conversion)
     section = {"takes": "image", "image": section} | labels(loaded.config)
     probe = {"inputs": {"image_input": {"base64": tiny_png()}}}
-    return _write(conversion, "image_input", probe, section, facts)
+    return _write(conversion, [tensor("image_input", "BYTES")], probe, section, facts)
 
 
 def _write(
     conversion: Conversion,
-    input_name: str,
+    inputs: list[dict[str, Any]],
     probe: dict[str, Any],
     section: dict[str, Any],
     facts: Mapping[str, Any],
@@ -82,7 +83,7 @@ def _write(
         conversion,
         backend="classification",
         libraries=("torch", "transformers", "onnx"),
-        inputs=[tensor(input_name, "BYTES")],
+        inputs=inputs,
         outputs=_OUTPUTS,
         max_batch_size=MAX_BATCH_SIZE,
         probe=probe,
@@ -96,10 +97,19 @@ def _write(
 def labels(config: Any) -> dict[str, Any]:
     """Labels in the order of the logits, and what makes scores of the logits.
 
-    As transformers' pipelines choose (`pipelines/text_classification.py`, `postprocess`).
+    As transformers' pipelines choose (`pipelines/text_classification.py`, `postprocess`). A
+    cross-encoder of sentence-transformers says itself what becomes of its one logit.
     """
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
-    if config.problem_type == "regression":
+    if config.problem_type == "regression" or (config.num_labels == 1 and _keeps_logit(config)):
         return {"labels": names, "activation": "none"}
     multiple = config.problem_type == "multi_label_classification" or config.num_labels == 1
     return {"labels": names, "activation": "sigmoid" if multiple else "softmax"}
+
+
+def _keeps_logit(config: Any) -> bool:
+    """Whether sentence-transformers' CrossEncoder gives the logit itself (`activation_fn`)."""
+    ours = getattr(config, "sentence_transformers", None)
+    named = ours.get("activation_fn") if isinstance(ours, dict) else None
+    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    return str(named).endswith(".Identity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import inspect
 import io
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 MODEL_INDEX = "model_index.json"
 _AUTOMATIC = {"txt2img": "AutoPipelineForText2Image", "img2img": "AutoPipelineForImage2Image"}
+# Pipelines that change pictures as a text says, which the automatic classes do not know.
+_EDITING = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline")
 # Small enough for one step within a second, large enough for autoencoders that shrink by 8 and
 # networks that halve three times more.
 _SMALL = 64
 _PRECISIONS = ("fp32", "bf16")
+_MOST_LATENTS = 256
 
 
 def convert(conversion: Conversion) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
     Raises:
         ConversionError: its subclass tells why; `output` is gone then, unless it existed before.
     """
-    _check_index(conversion.source)
+    pipeline = _checked_pipeline(conversion.source)
     if conversion.engine not in (None, "diffusers"):
         raise ExportFailed(
             f"The task {conversion.task} runs on diffusers, not {conversion.engine}."
@@ -45,7 +49,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         raise ExportFailed(f"The precision {precision} is none of {', '.join(_PRECISIONS)}.")
     with fresh_output(conversion.output):
         conversion.events.progress("load", 0.0, "loading torch and diffusers")
-        pipe, variant = _load(conversion)
+        pipe, variant = _load(conversion, pipeline)
         conversion.events.progress("verify", 0.0, "making a small picture in one step")
         small = _try(pipe, conversion.task)
         conversion.events.progress("write", 0.0, "packaging the model's files")
@@ -58,8 +62,8 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         return write_manifest(conversion.output, manifest)
 
 
-def _check_index(source: Path) -> None:
-    """Only diffusers' and transformers' own classes; no others are imported.
+def _checked_pipeline(source: Path) -> str:
+    """The pipeline's class; only diffusers' and transformers' own are imported.
 
     Raises:
         ArtifactNotAccessible: model_index.json is missing or damaged.
@@ -79,6 +83,7 @@ def _check_index(source: Path) -> None:
                 f"The component {name!r} of {MODEL_INDEX} comes from {library!r}: only classes of "
                 "diffusers and transformers are run."
             )
+    return str(index["_class_name"])
 
 
 def _is_diffusers_own(library: str) -> bool:
@@ -87,7 +92,7 @@ def _is_diffusers_own(library: str) -> bool:
     return library.isidentifier() and importlib.util.find_spec(own) is not None
 
 
-def _load(conversion: Conversion) -> tuple[Any, str | None]:
+def _load(conversion: Conversion, pipeline: str) -> tuple[Any, str | None]:
     """The pipeline in float32, and the variant of its weights."""
     import diffusers
     import torch
@@ -101,12 +106,13 @@ def _load(conversion: Conversion) -> tuple[Any, str | None]:
             "Weights of the pipeline are pickles, which can run code when they are read."
         )
     variant = "fp16" if any(".fp16" in name for name in names) else None
-    automatic = getattr(diffusers, _AUTOMATIC[conversion.task])
+    edits = conversion.task == "img2img" and pipeline in _EDITING
+    kind = getattr(diffusers, pipeline if edits else _AUTOMATIC[conversion.task])
     try:
         with warnings.catch_warnings():
             # `torch_dtype` has become `dtype` within the releases that we support.
             warnings.simplefilter("ignore", FutureWarning)
-            pipe = automatic.from_pretrained(
+            pipe = kind.from_pretrained(
                 conversion.source,
                 torch_dtype=torch.float32,
                 variant=variant,
@@ -114,6 +120,11 @@ def _load(conversion: Conversion) -> tuple[Any, str | None]:
                 local_files_only=True,
             )
     except Exception as error:
+        if "AutoPipeline can't find" in str(error):
+            serves = "; it serves img2img" if pipeline in _EDITING else ""
+            raise ExportFailed(
+                f"diffusers has no {conversion.task} for the pipeline {pipeline}{serves}."
+            ) from error
         raise ArtifactNotAccessible(
             f"The files do not give a pipeline for {conversion.task}: {one_line(error)}."
         ) from error
@@ -147,13 +158,29 @@ def _make_one(pipe: Any, task: str, size: int) -> None:
 
     options: dict[str, Any] = {"width": size, "height": size}
     if task == "img2img":
-        options = {"image": _gray(size), "strength": 1.0}
+        options = {"image": _gray(size)}
+        options |= _full_strength(pipe)
     generator = torch.Generator().manual_seed(0)
     found = pipe(
-        prompt="a", num_inference_steps=1, generator=generator, output_type="np", **options
+        prompt="a",
+        num_inference_steps=_least_steps(pipe),
+        generator=generator,
+        output_type="np",
+        **options,
     )
     if not np.isfinite(found.images[0]).all():
         raise ExportFailed("The pipeline gives pictures with values that are no numbers.")
+
+
+def _full_strength(pipe: Any) -> dict[str, float]:
+    """Of pipelines that have one: less would leave nothing of a single step."""
+    has = "strength" in inspect.signature(pipe.__call__).parameters
+    return {"strength": 1.0} if has else {}
+
+
+def _least_steps(pipe: Any) -> int:
+    """Of PixArt two: a single one it takes to be of a model that was distilled to that."""
+    return 2 if type(pipe).__name__.startswith("PixArt") else 1
 
 
 def _gray(size: int) -> Any:
@@ -165,9 +192,11 @@ def _gray(size: int) -> Any:
 def _default_size(pipe: Any) -> int:
     """Width and height that the network was trained with, in pixels."""
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    latents = getattr(getattr(network, "config", None), "sample_size", None)
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    size = latents * factor if isinstance(latents, int) else 512
+    latents: Any = getattr(getattr(network, "config", None), "sample_size", None)
+    if not isinstance(latents, int):  # Flux's network takes any size
+        latents = getattr(pipe, "default_sample_size", 64)
+    factor: int = getattr(pipe, "vae_scale_factor", 8)
+    size = int(latents if latents > _MOST_LATENTS else latents * factor)  # PRX gives pixels
     return max(8, size - size % 8)
 
 
@@ -182,7 +211,7 @@ def _manifest(
         tensor("step", "INT32"),
         tensor("steps", "INT32"),
     ]
-    inputs, probe = _inputs(conversion.task, small)
+    inputs, probe = _inputs(conversion.task, pipe, small)
     return exporting.base_manifest(
         conversion,
         backend="diffusion",
@@ -206,10 +235,11 @@ def _manifest(
     )
 
 
-def _inputs(task: str, small: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _inputs(task: str, pipe: Any, small: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The manifest's inputs, and a smallest request."""
+    steps = _least_steps(pipe)
     if task == "txt2img":
-        parameters = {"width": small, "height": small, "steps": 1, "seed": 1}
+        parameters = {"width": small, "height": small, "steps": steps, "seed": 1}
         text = [tensor("text_input", "BYTES")]
         return text, {"inputs": {"text_input": "a"}, "parameters": parameters}
     png = io.BytesIO()
@@ -219,6 +249,6 @@ def _inputs(task: str, small: int) -> tuple[list[dict[str, Any]], dict[str, Any]
         [tensor("image_input", "BYTES"), tensor("text_input", "BYTES", optional=True)],
         {
             "inputs": {"image_input": image},
-            "parameters": {"strength": 1.0, "steps": 1, "seed": 1},
+            "parameters": {"steps": steps, "seed": 1} | _full_strength(pipe),
         },
     )

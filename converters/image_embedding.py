@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 from converters.conversion import fresh_output
 from converters.errors import ExportFailed
 from converters.exporting import base_manifest, tensor
-from converters.image_repository import ImageRepository, read_image_repository
+from converters.image_repository import (
+    ImageRepository,
+    read_image_repository,
+    refuse_pictures_of_any_shape,
+)
 from converters.manifest import MAX_BATCH_SIZE, write_manifest
 from converters.text_embedding import require_space
 from converters.weights import find_weights
@@ -49,6 +53,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         ConversionError: its subclass tells why; the output is gone then, unless it existed before.
     """
     repository = read_image_repository(conversion.source)
+    refuse_pictures_of_any_shape(repository)
     weights = find_weights(repository.folder, allow_pickle=conversion.allow_pickle)
     require_space(conversion.output, weights)
     with fresh_output(conversion.output):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MODELS = ("CLIPModel", "Transformer")
 _NORMALIZE = "Normalize"
+_ANY_SHAPE = ("siglip2", "siglip2_vision_model")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,23 @@ def read_image_repository(source: Path) -> ImageRepository:
             "Normalize behind it are supported."
         )
     return ImageRepository(source / path, normalize=bool(rest))
+
+
+def refuse_pictures_of_any_shape(repository: ImageRepository) -> None:
+    """SigLIP 2 NaFlex keeps a picture's shape: a number of patches, and where each belongs.
+
+    Raises:
+        ExportFailed: it is one, naming what is served instead.
+    """
+    try:
+        config = read_json(repository.folder / "config.json")
+    except ArtifactNotAccessible:
+        return  # told by whoever needs it
+    if isinstance(config, dict) and config.get("model_type") in _ANY_SHAPE:
+        raise ExportFailed(
+            "SigLIP 2 NaFlex takes pictures in their own shapes, which cannot be served; SigLIP 2 "
+            "of a fixed resolution can, such as google/siglip2-base-patch16-224."
+        )
 
 
 def is_two_towers(source: Path) -> bool:

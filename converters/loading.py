@@ -37,8 +37,13 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _POSITION_TABLES = ("position_embeddings", "wpe")
 
 
-def load_config(spec: TransformerSpec, *, trusted: bool = False) -> Any:
+def load_config(
+    spec: TransformerSpec, *, trusted: bool = False, encoder_decoder: bool = False
+) -> Any:
     """transformers' configuration of a folder, key-value caches switched off.
+
+    Args:
+        encoder_decoder: whether any of these will do; else only those whose encoder is an embedder.
 
     Raises:
         ArtifactNotAccessible: config.json missing or damaged.
@@ -56,7 +61,7 @@ def load_config(spec: TransformerSpec, *, trusted: bool = False) -> Any:
         config = transformers.AutoConfig.from_pretrained(spec.folder, **options)
     except Exception as error:
         raise ArtifactNotAccessible(f"config.json is not valid: {one_line(error)}.") from error
-    if config.is_encoder_decoder and config.model_type not in _ENCODERS:
+    if config.is_encoder_decoder and not encoder_decoder and config.model_type not in _ENCODERS:
         raise ExportFailed(f"The encoder-decoder {config.model_type!r} is not supported.")
     config.use_cache = False
     return config

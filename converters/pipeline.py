@@ -26,6 +26,8 @@ _PIPELINES = {
     "txt2audio": "text-to-audio",
 }
 _PRECISIONS = ("fp32", "bf16")
+# They give spectrograms; what makes sound of these lies in another repository.
+_SPECTROGRAMS = ("speecht5", "fastspeech2_conformer")
 _RATE = 16_000
 
 
@@ -66,6 +68,17 @@ def _require_known(conversion: Conversion) -> None:
 
     if config["model_type"] not in CONFIG_MAPPING:
         raise ExportFailed(f"The architecture {config['model_type']!r} is unknown to transformers.")
+    if conversion.task == "txt2audio" and config["model_type"] in _SPECTROGRAMS:
+        voice = (
+            ", nor has the repository the vectors of its speakers"
+            if config["model_type"] == "speecht5"
+            else ""
+        )
+        raise ExportFailed(
+            f"The architecture {config['model_type']!r} gives spectrograms, and the vocoder that "
+            f"makes sound of them is in another repository{voice}. Models that speak by themselves "
+            "are served: VITS and MMS (facebook/mms-tts-eng), Bark (suno/bark-small)."
+        )
 
 
 def _load(conversion: Conversion, weights: Weights) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -51,6 +51,29 @@ class Head(nn.Module):
         return tuple(found[name] for name in self._outputs)
 
 
+class LastEndHead(Head):
+    """A classifier of an encoder-decoder: it reads the decoder at the text's last end token.
+
+    As transformers' own (BartForSequenceClassification), which gathers all end tokens of a batch
+    and so refuses one whose texts have different numbers of them: pairs beside single texts, or a
+    text in which somebody wrote `</s>`.
+    """
+
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As `Head.forward`; the only output is `logits` [batch, labels]."""
+        named = dict(zip(self._inputs, given, strict=True))
+        ids, model = named["input_ids"], cast("Any", self.model)
+        if hasattr(model, "transformer"):  # T5 and its kin
+            shifted = model._shift_right(ids)
+            hidden = model.transformer(**named, decoder_input_ids=shifted, return_dict=True)[0]
+        else:
+            hidden = model.model(**named, return_dict=True)[0]
+        places = torch.arange(ids.shape[1], device=ids.device)
+        ends = torch.where(ids == model.config.eos_token_id, places, 0)
+        last = ends.max(dim=1).values.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
+        return (model.classification_head(hidden.gather(1, last).squeeze(1)),)
+
+
 @dataclasses.dataclass(frozen=True)
 class TextHead:
     """A loaded model, ready to be exported.
@@ -88,7 +111,8 @@ def load(conversion: Conversion, kind: str, axes: dict[str, dict[int, str]]) -> 
     weights = find_weights(conversion.source, allow_pickle=conversion.allow_pickle)
     require_space(conversion.output, weights)
     spec, trusted = TransformerSpec(conversion.source), conversion.trusted
-    config = loading.load_config(spec, trusted=trusted)
+    classifies = kind == "AutoModelForSequenceClassification"
+    config = loading.load_config(spec, trusted=trusted, encoder_decoder=classifies)
     tokenizer = loading.load_tokenizer(SentenceModel(spec, ()), trusted=trusted)
     if config.pad_token_id is None:  # decoders look for their last token by it
         config.pad_token_id = tokenizer.pad_token_id
@@ -107,7 +131,8 @@ def load(conversion: Conversion, kind: str, axes: dict[str, dict[int, str]]) -> 
         padding_side=tokenizer.padding_side,
         truncation_side=tokenizer.truncation_side,
     )
-    head = Head(model, inputs, tuple(axes)).eval()
+    reads_end = config.is_encoder_decoder and hasattr(model, "classification_head")
+    head = (LastEndHead if reads_end else Head)(model, inputs, tuple(axes)).eval()
     return TextHead(head, config, tokenizer, tokenization, weights, axes)
 
 
@@ -191,7 +216,13 @@ class _Check:
         tokenizer = open_tokenizer(tokenizer_file, short)
         timed = dataclasses.replace(short, max_seq_length=min(limit, TIMED_TOKENS))
         # A model may look for the last token that is no padding: every text has one here.
-        texts = [[text for text in batch if text.strip()] for batch in verification_batches(limit)]
+        texts: list[list[Any]] = [
+            [text for text in batch if text.strip()] for batch in verification_batches(limit)
+        ]
+        # Pairs: of these alone has the second text a type of its own.
+        texts.append(
+            [(first, second) for first, second in zip(texts[-2], texts[-2][1:], strict=False)]
+        )
         self._names = tuple(loaded.axes)
         self._per_token = [1 in axes for axes in loaded.axes.values()]
         self._inputs = [encode(tokenizer, batch, short) for batch in texts if batch]

@@ -98,14 +98,18 @@ def open_tokenizer(path: Path, tokenization: Tokenization) -> Tokenizer:
 
 
 def encode(
-    tokenizer: Tokenizer, texts: Iterable[str], tokenization: Tokenization
+    tokenizer: Tokenizer, texts: Iterable[str | tuple[str, str]], tokenization: Tokenization
 ) -> dict[str, NDArray[np.int64]]:
     """The graph's inputs for a batch of texts: INT64 [batch, longest], padded as the manifest says.
+
+    Pairs of texts take no prompt.
 
     A batch whose texts have no token at all is one token of padding wide: ONNX Runtime and torch
     refuse sequences of length 0.
     """
-    encodings = tokenizer.encode_batch([tokenization.prompt + text for text in texts])
+    encodings = tokenizer.encode_batch(
+        [tokenization.prompt + text if isinstance(text, str) else text for text in texts]
+    )
     width = max(1, *(len(encoding) for encoding in encodings))
     columns = {
         "input_ids": ([e.ids for e in encodings], tokenization.pad_token_id),

@@ -1,4 +1,4 @@
-"""Small random models beyond embeddings: classifiers, readers, diffusion, detection, audio.
+"""Small random models beyond embeddings: classifiers, readers, detection, audio.
 
 Each builder writes a folder as `save_pretrained` does, from a fixed seed, and returns its path.
 torch and transformers are imported when a builder is called, not when this module is.
@@ -6,9 +6,10 @@ torch and transformers are imported when a builder is called, not when this modu
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from tests import models
+from tests import generation_models, models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,24 @@ def text_classifier(folder: Path, *, decoder: bool = False, **config: Any) -> Pa
     kind = "Qwen3ForSequenceClassification" if decoder else "BertForSequenceClassification"
     config = {"id2label": dict(enumerate(LABELS)), "label2id": {}} | config
     return _head(source, folder, getattr(transformers, kind), config)
+
+
+def inference_model(folder: Path) -> Path:
+    """A BART that says whether a second text follows from the first: facebook/bart-large-mnli's."""
+    from transformers import BartForSequenceClassification
+
+    source = generation_models.tiny_bart(folder / "body")
+    labels = {"id2label": dict(enumerate(("contradiction", "neutral", "entailment")))}
+    return _head(source, folder, BartForSequenceClassification, labels | {"label2id": {}})
+
+
+def reranker(folder: Path) -> Path:
+    """A cross-encoder as sentence-transformers saves it: one logit, which is its score."""
+    text_classifier(folder, id2label={0: "LABEL_0"}, num_labels=1)
+    config = json.loads((folder / "config.json").read_text())
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def image_classifier(folder: Path) -> Path:
@@ -67,66 +86,6 @@ def _head(source: Path, folder: Path, kind: Any, changes: dict[str, Any]) -> Pat
     kind(config).eval().save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     shutil.rmtree(source)
-    return folder
-
-
-def stable_diffusion(folder: Path) -> Path:
-    """A Stable Diffusion of 32 channels for pictures of 64 x 64, without a safety checker."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(5)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        sample_size=64,
-    )
-    vocab, merges = models._byte_level(["<|startoftext|>"], last="<|endoftext|>")
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocab),
-            hidden_size=32,
-            intermediate_size=37,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            bos_token_id=0,
-            eos_token_id=len(vocab) - 1,
-            pad_token_id=len(vocab) - 1,
-        )
-    )
-    pipe = StableDiffusionPipeline(
-        unet=unet.eval(),
-        vae=vae.eval(),
-        text_encoder=text.eval(),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder)
     return folder
 
 
@@ -182,8 +141,6 @@ def detector(folder: Path, *, detr: bool = True) -> Path:
 
 def ctc_listener(folder: Path) -> Path:
     """A Wav2Vec2 that hears letters."""
-    import json
-
     import torch
     from transformers import (
         Wav2Vec2Config,
@@ -282,10 +239,62 @@ def whisper(folder: Path) -> Path:
     return folder
 
 
+def bark(folder: Path, voices: tuple[str, ...] = ("v2/en_speaker_1", "de_speaker_0")) -> Path:
+    """A Bark of one narrow layer each that says a third of a second; with presets of voices."""
+    import numpy as np
+    import torch
+    import transformers as t
+    from transformers.models.bark import generation_configuration_bark as rules
+
+    vocab = models._wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer = t.BertTokenizer(vocab=vocab)
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_size": 8}
+    codec = t.EncodecConfig(num_filters=2, hidden_size=8, codebook_dim=8, num_lstm_layers=1)
+    config = t.BarkConfig(
+        semantic_config=t.BarkSemanticConfig(input_vocab_size=129_600, **sizes).to_dict(),
+        coarse_acoustics_config=t.BarkCoarseConfig(
+            input_vocab_size=12_096, output_vocab_size=12_096, **sizes
+        ).to_dict(),
+        fine_acoustics_config=t.BarkFineConfig(
+            input_vocab_size=1_056, output_vocab_size=1_056, **sizes
+        ).to_dict(),
+        codec_config=codec.to_dict(),
+    )
+    torch.manual_seed(53)
+    model = t.BarkModel(config).eval()
+    model.save_pretrained(folder)
+    generation = rules.BarkGenerationConfig(
+        semantic_config=rules.BarkSemanticGenerationConfig(max_new_tokens=16).to_dict(),
+        coarse_acoustics_config=rules.BarkCoarseGenerationConfig().to_dict(),
+        fine_acoustics_config=rules.BarkFineGenerationConfig().to_dict(),
+    )
+    # by hand: transformers 5 cannot save it
+    (folder / "generation_config.json").write_text(json.dumps(generation.to_dict()))
+    noise = np.random.default_rng(3)
+    presets = {
+        voice: {
+            "semantic_prompt": noise.integers(0, 10_000, 40),
+            "coarse_prompt": noise.integers(0, 1_024, (2, 60)),
+            "fine_prompt": noise.integers(0, 1_024, (8, 60)),
+        }
+        for voice in voices
+    }
+    paths = {}
+    for voice, arrays in presets.items():
+        paths[voice] = {key: f"speaker_embeddings/{voice}_{key}.npy" for key in arrays}
+        for key, array in arrays.items():
+            file = folder / paths[voice][key]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, array, allow_pickle=False)
+    tokenizer.save_pretrained(folder)
+    (folder / "speaker_embeddings_path.json").write_text(
+        json.dumps({"repo_or_path": "suno/bark", **paths})
+    )
+    return folder
+
+
 def speaker(folder: Path, *, speakers: int = 1) -> Path:
     """A VITS that speaks letters, at 16,000 Hz; without noise, so that it repeats itself."""
-    import json
-
     import torch
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 

@@ -56,6 +56,4 @@ def copied(home: Path, to: Path) -> Path:
     to.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", str(home), str(to)], check=True)
     (to / "log").unlink(missing_ok=True)
-    # Servers of one instance end each other's processes; a copy is an instance of its own.
-    (to / "data" / "triton" / "instance").unlink(missing_ok=True)
     return to

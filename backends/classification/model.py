@@ -36,7 +36,7 @@ class TritonPythonModel:
         return triton.answer_together(requests, self._read, self._classify)
 
     def _read(self, request: Any) -> ClassificationRequest:
-        inputs = triton.arrays(request, ("text_input", "image_input"))
+        inputs = triton.arrays(request, ("text_input", "text_pair_input", "image_input"))
         return self._classifier.read(inputs, triton.parameters(request))
 
     def _classify(

@@ -18,6 +18,7 @@ class DiffusionArtefact:
 
     Attributes:
         folder: with model_index.json; exists.
+        pipeline: diffusers' class.
         variant: which of the weights to load, `fp16`; None for the plain ones.
         default_size, smallest_size: width and height in pixels.
         takes_image: img2img; else txt2img.
@@ -25,6 +26,7 @@ class DiffusionArtefact:
 
     model_id: str
     folder: Path
+    pipeline: str
     precision: Literal["fp32", "bf16"]
     variant: str | None
     default_size: int
@@ -44,6 +46,7 @@ def read_artefact(folder: Path) -> DiffusionArtefact:
         artefact = DiffusionArtefact(
             model_id=str(manifest["model_id"]),
             folder=folder / section["model_folder"],
+            pipeline=str(section["pipeline"]),
             precision=manifest["precision"],
             variant=section["variant"],
             default_size=int(section["default_size"]),

@@ -38,6 +38,7 @@ class Painter:
             steps=_default(known, "num_inference_steps", 50),
             guidance_scale=_default(known, "guidance_scale", 7.5),
             strength=_default(known, "strength", 0.8),
+            image_guidance_scale=_default(known, "image_guidance_scale", 1.5),
             known=self._known,
         )
 
@@ -51,10 +52,9 @@ class Painter:
         artefact = read_artefact(folder)
         torch.set_num_threads(usable_cores())
         diffusers.utils.logging.disable_progress_bar()
-        name = "AutoPipelineForImage2Image" if artefact.takes_image else "AutoPipelineForText2Image"
         try:
             pipe = _without_warnings(
-                getattr(diffusers, name).from_pretrained,
+                getattr(diffusers, artefact.pipeline).from_pretrained,
                 artefact.folder,
                 torch_dtype=_DTYPES[artefact.precision],
                 variant=artefact.variant,
@@ -87,17 +87,17 @@ class Painter:
             raise RequestAbandoned("The request was cancelled.")
         steps_done = 0
 
-        def after_step(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def after_step(step: int) -> None:
             nonlocal steps_done
             steps_done = step + 1
             if abandoned():
                 raise RequestAbandoned("The request was cancelled.")
-            on_step(steps_done, max(steps_done, getattr(pipe, "num_timesteps", request.steps)))
-            return tensors
+            of = getattr(self._pipe, "num_timesteps", request.steps)
+            on_step(steps_done, max(steps_done, of))
 
         try:
             with torch.inference_mode():
-                found = self._pipe(**self._options(request), callback_on_step_end=after_step)
+                found = self._pipe(**self._options(request), **self._listener(after_step))
         except RequestAbandoned:
             raise
         except ValueError as error:  # what pipelines say of arguments, before they begin
@@ -110,7 +110,7 @@ class Painter:
         return _png(found)
 
     def _options(self, request: PictureRequest) -> dict[str, Any]:
-        """The pipeline's arguments, of which it takes those that it has."""
+        """The pipeline's arguments: of ours those that it has, and that are not left to it."""
         options: dict[str, Any] = {
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
@@ -122,8 +122,26 @@ class Painter:
         if request.image is None:
             options |= {"width": request.width, "height": request.height}
         else:
-            options |= {"image": request.image, "strength": request.strength}
-        return {name: value for name, value in options.items() if name in self._known}
+            options |= {
+                "image": request.image,
+                "strength": request.strength,
+                "image_guidance_scale": request.image_guidance_scale,
+            }
+        given = {name: value for name, value in options.items() if value is not None}
+        return {name: value for name, value in given.items() if name in self._known}
+
+    def _listener(self, after_step: Callable[[int], None]) -> dict[str, Any]:
+        """The argument by which the pipeline tells of its steps, counted from 0."""
+        if "callback_on_step_end" in self._known:
+
+            def on_end(_: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                after_step(step)
+                return tensors
+
+            return {"callback_on_step_end": on_end}
+        if "callback" in self._known:  # PixArt, DeepFloyd: the older form
+            return {"callback": lambda step, *_: after_step(step), "callback_steps": 1}
+        return {}
 
 
 def _without_warnings(load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -32,6 +32,7 @@ class Defaults:
     steps: int
     guidance_scale: float
     strength: float
+    image_guidance_scale: float
     known: frozenset[str]
 
 
@@ -52,6 +53,7 @@ class PictureRequest:
     steps: int
     guidance_scale: float
     strength: float
+    image_guidance_scale: float
     seed: int
     image: Image.Image | None = None
 
@@ -90,6 +92,13 @@ def read_request(
             parameters, "guidance_scale", defaults.guidance_scale, low=0.0, high=MAX_GUIDANCE
         ),
         strength=strength,
+        image_guidance_scale=real_number(
+            parameters,
+            "image_guidance_scale",
+            defaults.image_guidance_scale,
+            low=0.0,
+            high=MAX_GUIDANCE,
+        ),
         seed=secrets.randbelow(2**32) if seed is None else seed,
         image=image,
     )
@@ -98,7 +107,7 @@ def read_request(
 def _refuse_unknown(
     parameters: Mapping[str, Any], artefact: DiffusionArtefact, defaults: Defaults
 ) -> None:
-    for name in ("negative_prompt", "guidance_scale", "strength"):
+    for name in ("negative_prompt", "guidance_scale", "strength", "image_guidance_scale"):
         if parameters.get(name) is not None and name not in defaults.known:
             raise InputError(f"Model {artefact.model_id} takes no {name}.")
     for name in ("width", "height"):

@@ -69,8 +69,11 @@ class TextTokenizer:
         if artefact.do_lower_case:
             _lower_case_first(self._tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> list[Any]:
-        """Token ids and type ids of each text, truncated, without padding."""
+    def encode(self, texts: Sequence[str | tuple[str, str]]) -> list[Any]:
+        """Token ids and type ids of each text or pair, truncated, without padding.
+
+        Of a pair that is too long the longer text is cut first.
+        """
         encodings: list[Any] = self._tokenizer.encode_batch_fast(list(texts))
         return encodings
 

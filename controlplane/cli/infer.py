@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 @click.option("--image", "-i", "images", metavar="FILE", multiple=True, help="May be repeated.")
 @click.option("--audio", "recordings", metavar="FILE", multiple=True, help="May be repeated.")
 @click.option("--context", metavar="TEXT", help="Where the answer to the question is.")
+@click.option(
+    "--pair",
+    "pairs",
+    metavar="TEXT",
+    multiple=True,
+    help="The second text of a pair: what a reranker scores. May be repeated.",
+)
 @click.option("--messages", metavar="FILE", help="A conversation as JSON; - is stdin.")
 @click.option(
     "--input",
@@ -55,6 +62,7 @@ def infer(
     images: tuple[str, ...],
     recordings: tuple[str, ...],
     context: str | None,
+    pairs: tuple[str, ...],
     messages: str | None,
     tensors: tuple[str, ...],
     params: tuple[str, ...],
@@ -75,9 +83,10 @@ def infer(
       modelmora infer ORG/CLIP --image cat.jpg --json
       modelmora infer ORG/DIFFUSION "a red fox" -p steps=20 -o fox.png
       modelmora infer ORG/QA "Who wrote it?" --context "It was written by Ada."
+      modelmora infer ORG/RERANKER "the query" --pair "a passage" --pair "another"
     """
     model_id, version = split_version(model)
-    asked = Given(texts, file, images, recordings, context, messages, tensors)
+    asked = Given(texts, file, images, recordings, context, messages, tensors, pairs)
     data = input_data(asked)
     shown = Shown(out, labels(asked, data), output)
     more = {"version": version, "timeout_seconds": timeout, "priority": priority}

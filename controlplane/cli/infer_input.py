@@ -24,6 +24,7 @@ class Given(NamedTuple):
     context: str | None
     messages: str | None
     tensors: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
 
 
 def input_data(asked: Given) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def input_data(asked: Given) -> dict[str, Any]:
         found["question" if asked.context is not None else "text"] = texts
     if asked.context is not None:
         found["context"] = asked.context
+    if asked.pairs:
+        found["text_pair"] = _one_or_all(list(asked.pairs))
     if asked.images:
         found["image"] = _one_or_all([_encoded("--image", path) for path in asked.images])
     if asked.recordings:
@@ -66,6 +69,8 @@ def labels(asked: Given, data: dict[str, Any]) -> list[str]:
     """What each item of the input is called, for people."""
     texts = data.get("question", data.get("text", []))
     listed = [texts] if isinstance(texts, str) else list(texts)
+    if len(asked.pairs) > 1:
+        return list(asked.pairs)
     return listed or [*asked.images, *asked.recordings]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def plugins(client: ModelMoraClient, out: Output) -> None:
     """List converters, backends and engines, and why one is not used.
 
+    The server looks anew: what pip has installed since it started is known from then on.
+
     \b
     Example:
       modelmora plugins
@@ -30,13 +32,6 @@ def plugins(client: ModelMoraClient, out: Output) -> None:
 
 def _listing(answer: Plugins) -> Iterable[Block]:
     yield Table(("kind", "name", "from", "version", "state"), [_row(one) for one in answer.data])
-    late = [
-        one.name
-        for one in answer.data
-        if one.kind == "converter" and one.ok and one.name not in answer.tasks
-    ]
-    if late:
-        yield f"Restart the server to serve what was installed since: {', '.join(late)}."
 
 
 def _row(one: PluginInfo) -> tuple[str, ...]:

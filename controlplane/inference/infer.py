@@ -15,6 +15,7 @@ from controlplane.inference.again import leased_once_more, until_noticed, was_lo
 from controlplane.inference.fetching import UrlInputs
 from controlplane.inference.sending import Sender, Terms
 from controlplane.inference.tasks.limits import check_timeout, priority_level
+from controlplane.inference.tasks.long_text import LongText
 from controlplane.inference.tasks.media import MediaRules
 from controlplane.inference.tasks.wording import usage, wording
 from controlplane.lifecycle.memory import device
@@ -296,7 +297,7 @@ class InferenceService:
 
 def _characters(value: Any) -> int:
     """About how much text a JSON value holds."""
-    if isinstance(value, str):
+    if isinstance(value, str | LongText):
         return len(value)
     parts = value.values() if isinstance(value, dict) else value
     return sum(map(_characters, parts)) if isinstance(value, dict | list) else 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Two towers of one space: CLIP's kin project both sides to `projection_dim`, SigLIP does not.
 _PROJECTED = {"clip", "chinese_clip", "metaclip_2", "altclip"}
 _PROJECTED_ALONE = {"clip_vision_model"}
-_TWO_TOWERS = {*_PROJECTED, "siglip"}
+_TWO_TOWERS = {*_PROJECTED, "siglip", "siglip2"}
 # Of one tower, whose bare `…Model` gives a pooled output or a CLS token.
 _ONE_TOWER = {
     *("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "vit_msn", "data2vec-vision"),

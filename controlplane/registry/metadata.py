@@ -70,6 +70,7 @@ _BY_PIPELINE = {
     "text-to-speech": TaskType.TXT2AUDIO,
     "text-to-audio": TaskType.TXT2AUDIO,
     "text-classification": TaskType.CLASSIFICATION,
+    "text-ranking": TaskType.CLASSIFICATION,
     "image-classification": TaskType.CLASSIFICATION,
     "zero-shot-classification": TaskType.CLASSIFICATION,
     "object-detection": TaskType.OBJECT_DETECTION,
@@ -89,6 +90,8 @@ _BY_ARCHITECTURE = {
     "ForTextToWaveform": TaskType.TXT2AUDIO,
     "ForTextToSpeech": TaskType.TXT2AUDIO,
 }
+# In the names of diffusers' pipelines that begin with a picture.
+_EDITING = ("Img2Img", "Pix2Pix", "Edit", "Kontext")
 # Encoders of text whose bare `…Model` is an embedding model for all that anybody does with it.
 _TEXT_ENCODERS = {
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie"),
@@ -268,7 +271,8 @@ def _task(
         return Fact(tagged.value, FILE, CARD)
     pipeline = index.get("_class_name")
     if isinstance(pipeline, str):
-        task = TaskType.IMG2IMG if "Img2Img" in pipeline else TaskType.TXT2IMG
+        edits = any(word in pipeline for word in _EDITING)
+        task = TaskType.IMG2IMG if edits else TaskType.TXT2IMG
         return Fact(task.value, FILE, MODEL_INDEX)
     built = _by_architecture(config)
     return None if built is None else Fact(built.value, FILE, CONFIG)

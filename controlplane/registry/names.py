@@ -165,13 +165,14 @@ _plugin_tasks: dict[str, str | None] = {}
 def know_plugin_tasks(tasks: Mapping[str, str | None]) -> None:
     """Tell which tasks the installed plugins serve; what was told before is forgotten.
 
-    They are facts of the Python environment, read when the service starts (`plugins.py`).
+    They are facts of the Python environment, read when the service starts and whenever somebody
+    asks for its plugins (`plugins.py`).
 
     Args:
         tasks: why each cannot be served after all, None for one that can.
     """
-    _plugin_tasks.clear()
-    _plugin_tasks.update(tasks)
+    global _plugin_tasks  # one swap: others read it meanwhile
+    _plugin_tasks = dict(tasks)
 
 
 def servable_tasks() -> list[str]:

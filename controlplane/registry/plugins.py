@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib import machinery, metadata
+from importlib import invalidate_caches, machinery, metadata
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,12 @@ def installed() -> tuple[Plugin, ...]:
 
 
 def learn() -> tuple[Plugin, ...]:
-    """All that are installed, whose tasks can be registered from now on."""
+    """All that are installed, whose tasks can be registered from now on.
+
+    What pip has installed since the process started is seen too, except for editable
+    installations of new packages: Python reads the files that name these when it starts.
+    """
+    invalidate_caches()
     found = installed()
     know_plugin_tasks(plugin_tasks(found))
     return found

@@ -13,9 +13,15 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from controlplane.errors import ArtifactNotAccessible, UnsafeWeights
-from controlplane.registry import remote_code, selection_any, selection_diffusers
+from controlplane.registry import (
+    remote_code,
+    selection_any,
+    selection_diffusers,
+    selection_voices,
+)
 from controlplane.registry.files import CONFIG, MODULES, SAFE_INDEX, is_plain_path
 from controlplane.registry.selection_diffusers import MODEL_INDEX
+from controlplane.registry.selection_voices import VOICES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -38,7 +44,7 @@ _NAMES = {
     "bpe.codes",
     "chat_template.json",
 }
-_AT_ROOT = {"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"}
+_AT_ROOT = {VOICES, "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md"}
 _SUFFIXES = {".model", ".spm", ".jinja", ".tiktoken"}
 _CONFIG = re.compile(r"(config|config_\w+|\w+_config)\.json")
 _NOT_CONFIG = {"data_config.json"}  # sentence-transformers' training data
@@ -48,7 +54,7 @@ _OTHER_WEIGHTS = {".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".ckpt", ".pt", ".
 def layout_file(names: Iterable[str]) -> str | None:
     """The file that names further folders, among the paths of a source; None where none does."""
     there = set(names)
-    return next((name for name in (MODULES, MODEL_INDEX) if name in there), None)
+    return next((name for name in (MODULES, MODEL_INDEX, VOICES) if name in there), None)
 
 
 def layout_folders(layout: str | None, content: bytes | None, where: str) -> tuple[str, ...]:
@@ -64,6 +70,8 @@ def layout_folders(layout: str | None, content: bytes | None, where: str) -> tup
     """
     if layout == MODEL_INDEX and content is not None:
         return selection_diffusers.component_folders(content, where)
+    if layout == VOICES and content is not None:
+        return selection_voices.voice_folders(content, where)
     return module_folders(content, where)
 
 
@@ -110,7 +118,8 @@ def choose(
         folder, _, name = path.rpartition("/")
         if folder in by_folder:
             by_folder[folder].add(name)
-    if layout_file(by_folder[""]) == MODEL_INDEX:
+    layout = layout_file(by_folder[""])
+    if layout == MODEL_INDEX:
         return selection_diffusers.choose(by_folder, where=where, rules=rules)
     main = [folder for folder in folders[:2] if "config.json" in by_folder[folder]]
     if not main:
@@ -124,6 +133,8 @@ def choose(
         safe, unsafe = _weights(inside)
         pickled += sorted(_join(folder, name) for name in unsafe)
         small = {name for name in inside if _is_small(name, rules, at_root=not folder)}
+        if layout == VOICES:
+            small |= {name for name in inside if name.endswith(selection_voices.SUFFIX)}
         chosen |= {_join(folder, name) for name in small | safe | unsafe}
     if pickled and not rules.allow_pickle:
         raise UnsafeWeights(where, pickled)

@@ -1,4 +1,4 @@
-"""Calls to a Triton server over gRPC; the only importer of tritonclient (besides model_config).
+"""Calls to a Triton server over gRPC. Nothing outside of this package imports tritonclient.
 
 Model control goes over gRPC: a load over HTTP blocks one of Triton's few frontend threads
 (server#8737).
@@ -14,10 +14,11 @@ import grpc
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import InferInput, InferRequestedOutput
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult, service_pb2
 from tritonclient.grpc import aio as triton_grpc
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
+from controlplane.triton import large_requests
 from controlplane.triton.failures import (
     ModelFailed,
     ModelUnknown,
@@ -269,22 +270,44 @@ class TritonClient:
             RequestRejected: shapes, types or names do not fit the model.
             ModelFailed: the model raised, or its process is dead.
         """
-        call = self._grpc.infer(
-            name,
-            [_tensor(key, array) for key, array in inputs.items()],
-            str(version),
-            outputs=[InferRequestedOutput(output) for output in outputs],
-            request_id=request_id,
-            priority=priority,
-            timeout=max(1, int(timeout * 1_000_000)),
-            client_timeout=timeout,
-            parameters=dict(parameters) if parameters else None,
-            sequence_id=sequence_id,
-            sequence_start=sequence_id > 0,
-            sequence_end=sequence_id > 0,
-        )
+        terms = {
+            "outputs": [InferRequestedOutput(output) for output in outputs],
+            "request_id": request_id,
+            "priority": priority,
+            "timeout": max(1, int(timeout * 1_000_000)),
+            "parameters": dict(parameters) if parameters else None,
+            "sequence_id": sequence_id,
+            "sequence_start": sequence_id > 0,
+            "sequence_end": sequence_id > 0,
+        }
+        if large_requests.is_large(inputs):
+            call = self._infer_large(name, str(version), inputs, terms, timeout)
+        else:
+            tensors = [_tensor(key, array) for key, array in inputs.items()]
+            call = self._grpc.infer(name, tensors, str(version), client_timeout=timeout, **terms)
         result = await self._translated(call)
         return {output: _array(result, output) for output in outputs}
+
+    async def _infer_large(
+        self,
+        name: str,
+        version: str,
+        inputs: Mapping[str, Array],
+        terms: Mapping[str, Any],
+        timeout: float,
+    ) -> InferResult:
+        deadline = asyncio.get_running_loop().time() + timeout
+        channel = self._grpc._channel  # the library sends nothing that is encoded already
+        message = await asyncio.to_thread(large_requests.encoded, name, version, inputs, terms)
+        call = channel.unary_unary(
+            large_requests.METHOD,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        try:
+            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            return InferResult(await call(message, timeout=left))
+        except grpc.aio.AioRpcError as error:
+            raise failure_of(str(error.code()), error.details()) from None
 
     async def first_response(
         self, name: str, version: int, inputs: Mapping[str, Array], *, timeout: float
@@ -412,8 +435,7 @@ class TritonClient:
 
 
 def _tensor(name: str, array: Array) -> InferInput:
-    datatype = "BYTES" if array.dtype == np.object_ else np_to_triton_dtype(array.dtype)
-    tensor = InferInput(name, list(array.shape), datatype)
+    tensor = InferInput(name, list(array.shape), large_requests.datatype(array))
     tensor.set_data_from_numpy(array)
     return tensor
 

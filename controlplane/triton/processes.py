@@ -25,16 +25,26 @@ def instance_prefix(state_dir: Path) -> str:
     """The name that marks shared memory and command lines of this state directory's server.
 
     Random and kept in the directory, not derived from its path: two containers may share the
-    host's /dev/shm and have the same path.
+    host's /dev/shm and have the same path. It is kept together with what tells the directory from
+    its copies: a copy that went by the same name would end the servers of the original.
+
+    Raises:
+        OSError: the directory cannot be read or written.
     """
-    path = state_dir / "instance"
-    with contextlib.suppress(FileNotFoundError):
-        kept = path.read_text(encoding="ascii").strip()
-        if kept.isalnum():
-            return f"modelmora-{kept}-"
+    path, owner = state_dir / "instance", _identity(state_dir)
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        name, _, whose = path.read_text(encoding="ascii").strip().partition(" ")
+        if name.isalnum() and whose == owner:
+            return f"modelmora-{name}-"
     fresh = secrets.token_hex(5)
-    path.write_text(fresh, encoding="ascii")
+    path.write_text(f"{fresh} {owner}\n", encoding="ascii")
     return f"modelmora-{fresh}-"
+
+
+def _identity(directory: Path) -> str:
+    """Device and inode: they stay when it is moved or reached by another path; no copy has them."""
+    facts = directory.stat()
+    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 def find_marked(marker: str) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ import tritonclient.grpc as triton_grpc
 from PIL import Image
 
 from backends.audio import encode_wav
-from tests import pipeline_models
+from tests import diffusion_models, pipeline_models
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     home = tmp_path_factory.mktemp("pipelines")
     sources: dict[str, Path] = {
         "tiny/classifier": pipeline_models.text_classifier(home / "classifier"),
-        "tiny/diffusion": pipeline_models.stable_diffusion(home / "diffusion"),
+        "tiny/diffusion": diffusion_models.stable_diffusion(home / "diffusion"),
         "tiny/listener": pipeline_models.ctc_listener(home / "listener"),
     }
     running = Service(home / "service", forking=True, MAX_MODELS="2").start()

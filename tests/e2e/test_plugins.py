@@ -56,13 +56,13 @@ class Plugged(Service):
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plugged]:
     home = tmp_path_factory.mktemp("plugged")
     environment = Environment(home / "venv")
-    environment.install(ECHO)
     with pytest.MonkeyPatch.context() as patch, LocalHub() as hub:
         patch.setenv("HF_ENDPOINT", hub.url)
         hub.add(MODEL, FILES)
         running = Plugged(home / "service", environment)
         running.start()
         try:
+            environment.install(ECHO)  # into the environment of a server that runs
             yield running
         finally:
             running.end()
@@ -80,6 +80,9 @@ def ask(kind: Any, url: str, *texts: bytes, **more: Any) -> list[list[Any]]:
 
 
 def test_a_plugins_task_is_installed_from_the_hub_and_served(service: Plugged) -> None:
+    with service.client() as client, pytest.raises(ModelMoraApiError) as refused:
+        client.register("org/early", "echo")
+    assert refused.value.code == "INVALID_TASK_TYPE"
     listed = json.loads(service.modelmora("plugins", "--json").stdout)
     theirs = [p for p in listed["data"] if p["distribution"] == "modelmora-echo"]
     assert [(p["kind"], p["name"], p["ok"]) for p in theirs] == [

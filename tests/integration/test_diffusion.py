@@ -15,7 +15,7 @@ from PIL import Image
 
 from controlplane.lifecycle.health import probe_inputs, probe_parameters
 from controlplane.triton.failures import TritonError  # a stream carries no code
-from tests import pipeline_models
+from tests import diffusion_models
 from tests.served import Served, convert, refusal, served
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ PROMPT: dict[str, list[str | bytes]] = {"text_input": ["a red cat"]}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pipeline_models.stable_diffusion(tmp_path_factory.mktemp("diffusion") / "source")
+    return diffusion_models.stable_diffusion(tmp_path_factory.mktemp("diffusion") / "source")
 
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:
@@ -199,6 +199,70 @@ async def test_pictures_from_pictures(
         assert model.pid() == pid
 
 
+@pytest.mark.parametrize(
+    ("build", "task", "pipeline", "options"),
+    [
+        ("stable_diffusion_xl", "txt2img", "StableDiffusionXLPipeline", {}),
+        ("stable_diffusion_xl", "img2img", "StableDiffusionXLImg2ImgPipeline", {"strength": 0.7}),
+        ("pixart", "txt2img", "PixArtAlphaPipeline", {}),
+        (
+            "instruct_pix2pix",
+            "img2img",
+            "StableDiffusionInstructPix2PixPipeline",
+            {"image_guidance_scale": 3.0},
+        ),
+    ],
+)
+def test_other_families_of_pipelines(
+    build: str, task: str, pipeline: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    from backends.diffusion.painter import Painter
+    from backends.diffusion.requests import read_request
+    from backends.errors import InputError
+
+    source = getattr(diffusion_models, build)(tmp_path / "source")
+    manifest = convert(task, source, tmp_path / "artefact")
+    assert manifest["diffusion"]["pipeline"] == pipeline
+    painter = Painter.open(tmp_path / "artefact")
+    probe = probe_inputs(manifest)
+    healthy = read_request(probe, probe_parameters(manifest), painter.artefact, painter.defaults)
+    assert painter.paint(healthy)[:4] == b"\x89PNG"
+    noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    inputs = {"text_input": np.array([b"a red cat"], np.object_)}
+    own: dict[str, Any] = {"width": 64, "height": 64}
+    if task == "img2img":
+        inputs["image_input"] = np.array([png_of(image)], np.object_)
+        own = {}
+
+    def read(**parameters: Any) -> Any:
+        return read_request(inputs, parameters, painter.artefact, painter.defaults)
+
+    steps: list[tuple[int, int]] = []
+    request = read(steps=3, seed=7, guidance_scale=4.0, **own, **options)
+    mine = pixels(painter.paint(request, lambda *step: steps.append(step)))
+    made = int(3 * options.get("strength", 1))
+    assert [step for step, _ in steps] == list(range(1, made + 1))
+    more = {"image": image} if task == "img2img" else own
+    expected = reference(
+        source, pipeline, seed=7, num_inference_steps=3, guidance_scale=4.0, **more, **options
+    )
+    assert mine.shape == expected.shape == (64, 64, 3)
+    assert np.abs(mine.astype(int) - expected).max() <= 1
+    if "image_guidance_scale" not in options:
+        with pytest.raises(InputError, match="takes no image_guidance_scale"):
+            read(image_guidance_scale=2.0)
+
+
+def test_a_task_that_a_pipeline_does_not_have_is_told(tmp_path: Path) -> None:
+    source = diffusion_models.instruct_pix2pix(tmp_path / "source")
+    error = refusal("txt2img", source, tmp_path / "artefact")
+    assert error["message"] == (
+        "diffusers has no txt2img for the pipeline StableDiffusionInstructPix2PixPipeline; it "
+        "serves img2img."
+    )
+
+
 def test_what_is_no_pipeline_of_diffusers_own_is_refused(source: Path, tmp_path: Path) -> None:
     copy = tmp_path / "source"
     shutil.copytree(source, copy)
@@ -214,7 +278,9 @@ def test_what_is_no_pipeline_of_diffusers_own_is_refused(source: Path, tmp_path:
     assert "the repository's own" in refused({"_class_name": ["my_pipeline", "Mine"]})
     assert "'scheduler' of model_index.json comes from 'os'" in refused({"scheduler": ["os", "X"]})
     assert "'my.scheduler'" in refused({"scheduler": ["my.scheduler", "X"]})
-    assert "do not give a pipeline" in refused({"_class_name": "DDPMPipeline"})
+    assert refused({"_class_name": "DDPMPipeline"}) == (
+        "diffusers has no txt2img for the pipeline DDPMPipeline."
+    )
     (copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
     (copy / "model_index.json").write_text(json.dumps(index))
     assert refusal("txt2img", copy, tmp_path / "artefact")["code"] == "UNSAFE_WEIGHTS"

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +25,11 @@ import structlog
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from controlplane.errors import StartupError
-from controlplane.triton import processes
+from controlplane.triton import large_requests, processes
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
-from controlplane.triton.failures import ModelFailed, TritonUnavailable
+from controlplane.triton.failures import ModelFailed, TritonError, TritonUnavailable
 from controlplane.triton.installation import Host
 from tests.triton_models import TritonModels
 from tests.waiting import eventually
@@ -93,6 +95,34 @@ async def test_serves_an_echo_model(triton: Any, triton_client: TritonClient) ->
     assert answer["text_output"].tolist() == [["hé".encode()], [b""]]
     assert len(triton.server.stub_pids(name, 1)) == 1
     assert triton.server.stub_pids(name, 2) == []
+
+
+async def test_large_requests_are_answered_and_refused_as_small_ones_are(
+    triton: Any, triton_client: TritonClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, threads = large_requests.encoded, set[int]()
+
+    def observed(*given: Any) -> bytes:
+        threads.add(threading.get_ident())
+        return encoded(*given)
+
+    monkeypatch.setattr(large_requests, "encoded", observed)
+    name = triton.models.echo()
+    await triton_client.load(name, timeout=30)
+    text = np.array([["é".encode() * 200_000], [b""], [b"x"]], dtype=object)
+    small = np.array([[b"x"]], dtype=object)
+    answer = await triton_client.infer(name, 1, {"text_input": text}, ["text_output"], timeout=60)
+    assert answer["text_output"].tolist() == text.tolist()
+    wrong: list[tuple[str, str]] = [("nobody", "text_input"), (name, "other_input")]
+    for model, tensor in wrong:
+        refusals = []
+        for array in (text, small):
+            with pytest.raises(TritonError) as refused:
+                await triton_client.infer(model, 1, {tensor: array}, ["text_output"], timeout=60)
+            refusals.append((type(refused.value), str(refused.value)))
+        assert refusals[0] == refusals[1]
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 async def test_models_run_in_our_python_with_our_packages(
@@ -366,6 +396,28 @@ async def test_start_ends_the_orphans_of_a_killed_parent(tmp_path: Path) -> None
     assert len(own.leftovers()) == 1
     await own.server.stop()
     assert own.leftovers() == []
+
+
+async def test_a_copied_directory_is_another_instance(own: Own, tmp_path: Path) -> None:
+    name = await own.load_echo()
+    pid = own.server.pid
+    shutil.copytree(tmp_path / "state", tmp_path / "copy" / "state", symlinks=True)
+    shutil.copytree(tmp_path / "repository", tmp_path / "copy" / "repository")
+    copy = Own(tmp_path / "copy")
+    await copy.server.start()
+    try:
+        client = TritonClient(copy.server.endpoints)
+        await client.load(name, timeout=60)
+        await client.close()
+        for each in (own, copy):
+            assert (await each.infer(name))["text_output"][0, 0] == "hé".encode()
+            assert len(each.leftovers()) > 1
+    finally:
+        await copy.server.stop()
+    assert copy.leftovers() == []
+    assert own.server.pid == pid
+    assert own.seen == []
+    assert (await own.infer(name))["text_output"][0, 0] == "hé".encode()
 
 
 async def test_cancelled_start_leaves_nothing(tmp_path: Path) -> None:

@@ -337,4 +337,9 @@ def test_refusals_say_what_is_missing(tmp_path: Path) -> None:
     (text / "modules.json").unlink()
     line = refusal("img2embed", text, tmp_path / "d")
     assert "takes no pictures" in line["message"]
+    (text / "config.json").write_text(
+        '{"model_type": "siglip2", "architectures": ["Siglip2Model"]}'
+    )
+    line = refusal("img2embed", text, tmp_path / "e")
+    assert line["message"].startswith("SigLIP 2 NaFlex takes pictures in their own shapes")
     assert not list(tmp_path.glob("?"))

@@ -244,6 +244,63 @@ def test_one_voice_takes_no_voice(tmp_path: Path) -> None:
         runner.run({"text_input": np.array([b"a"], np.object_)}, {"voice": 0})
 
 
+def test_bark_speaks_with_the_voices_of_its_repository(tmp_path: Path) -> None:
+    import torch
+
+    from backends.errors import InputError
+    from backends.pipeline.runner import Runner
+
+    source = pipeline_models.bark(tmp_path / "source")
+    convert("txt2audio", source, tmp_path / "artefact")
+    runner = Runner.open(tmp_path / "artefact")
+    said = {"text_input": np.array([b"the cat plays"], np.object_)}
+    model: Any = runner._task._pipe.model  # type: ignore[attr-defined]
+    generate, given = model.generate, list[Any]()
+
+    def observed(*inputs: Any, **options: Any) -> Any:
+        given.append(options.get("history_prompt"))
+        return generate(*inputs, **options)
+
+    model.generate = observed
+
+    def spoken(**parameters: Any) -> tuple[np.ndarray[Any, Any], int]:
+        torch.manual_seed(1)
+        wav = runner.run(said, parameters)["audio_output"][0]
+        found: tuple[np.ndarray[Any, Any], int] = soundfile.read(io.BytesIO(wav), dtype="float32")
+        return found
+
+    plain, rate = spoken()
+    assert rate == 24_000
+    assert len(plain) > 0
+    voiced, _ = spoken(voice="v2/en_speaker_1")
+    # a model this small says the same with any voice: what it was given tells
+    assert given[0] is None
+    for part in ("semantic_prompt", "coarse_prompt", "fine_prompt"):
+        saved = np.load(source / f"speaker_embeddings/v2/en_speaker_1_{part}.npy")
+        assert (given[1][part].numpy() == saved).all()
+    speak = pipeline("text-to-audio", source)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        ids = speak.processor("the cat plays", voice_preset="v2/en_speaker_1")
+        expected = speak.model.generate(**ids).numpy().squeeze()
+    np.testing.assert_allclose(voiced, expected.clip(-1, 1), atol=1e-3)
+    with pytest.raises(InputError, match=r"one of de_speaker_0, v2/en_speaker_1, got 'anna'"):
+        spoken(voice="anna")
+    long = {"text_input": np.array([b"word " * 300], np.object_)}
+    with pytest.raises(InputError, match="speaks at most 256 at once"):
+        runner.run(long, {})
+
+
+def test_models_that_need_a_vocoder_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "speecht5"}')
+    error = refusal("txt2audio", source, tmp_path / "artefact")
+    assert error["code"] == "EXPORT_FAILED"
+    assert "the vocoder that makes sound of them is in another repository" in error["message"]
+    assert "facebook/mms-tts-eng" in error["message"]
+
+
 def test_the_wrong_task_is_told(whisper_source: Path, tmp_path: Path) -> None:
     line = refusal("object_detection", whisper_source, tmp_path / "artefact")
     assert line["code"] == "ARTIFACT_NOT_ACCESSIBLE"

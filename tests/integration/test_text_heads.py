@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,6 +110,103 @@ def test_a_decoder_looks_at_its_last_token_whatever_the_padding(tmp_path: Path) 
     for row, expected in enumerate(pipeline_scores(source, texts)):
         mine = dict(zip([b.decode() for b in found.labels[row]], found.scores[row], strict=True))
         assert mine == pytest.approx(expected, abs=2e-6)
+
+
+def rows(*texts: str) -> np.ndarray[Any, Any]:
+    return np.array([[text.encode()] for text in texts], dtype=np.object_)
+
+
+PASSAGES = ("the cat plays in the house", "a river", "the small dog eats " * 60, "")
+
+
+def test_a_reranker_gives_the_scores_of_its_own_library(tmp_path: Path) -> None:
+    from sentence_transformers import CrossEncoder
+
+    from backends.classification.classifier import Classifier
+    from backends.errors import InputError
+
+    source = pipeline_models.reranker(tmp_path / "source")
+    manifest = convert("classification", source, tmp_path / "artefact")
+    assert manifest["classification"]["activation"] == "none"
+    assert manifest["inputs"][1] == {
+        "name": "text_pair_input",
+        "datatype": "BYTES",
+        "shape": [1],
+        "optional": True,
+    }
+    classifier = Classifier.open(tmp_path / "artefact")
+    query = "where does the cat play?"
+    pairs = {"text_input": rows(*[query] * 4), "text_pair_input": rows(*PASSAGES)}
+    alone = classifier.read({"text_input": rows(query)}, {})
+    both, _ = classifier.classify([classifier.read(pairs, {}), alone])
+    expected = CrossEncoder(str(source), device="cpu").predict([(query, p) for p in PASSAGES])
+    np.testing.assert_allclose(both.scores[:, 0], expected, atol=1e-5)
+    assert len(set(np.round(both.scores[:, 0], 4))) == 4
+    with pytest.raises(InputError, match="4 texts and text_pair_input 1"):
+        classifier.read(pairs | {"text_pair_input": rows("a")}, {})
+    with pytest.raises(InputError, match=r"text_pair_input\[0\] is not valid UTF-8"):
+        classifier.read({"text_input": rows("a"), "text_pair_input": np.array([b"\xff"])}, {})
+    with pytest.raises(InputError, match="takes text_input and text_pair_input, and nothing"):
+        classifier.read({"text_pair_input": rows("a")}, {})
+    with pytest.raises(InputError, match=r"those of org/name are fixed\."):
+        classifier.read({"text_input": rows("a")}, {"candidate_labels": "a,b"})
+
+
+async def test_an_encoder_decoder_judges_texts_pairs_and_labels_of_the_request(
+    tmp_path: Path, triton: BackgroundTriton, triton_client: TritonClient
+) -> None:
+    from transformers import pipeline
+
+    source = pipeline_models.inference_model(tmp_path / "source")
+    convert("classification", source, tmp_path / "artefact")
+    texts = ["the cat plays in the house", "two </s> ends", "x", "the small dog eats " * 60]
+    labels = ["animals", "cities and rivers", "music"]
+    async with served("bart", tmp_path / "artefact", triton, triton_client) as model:
+        found = await model.infer({"text_input": [*texts]})
+        for row, text in enumerate(texts):  # one by one: a batch of these breaks transformers
+            (expected,) = pipeline_scores(source, [text])
+            mine = [label.decode() for label in found["label"][row]]
+            wanted = [expected[label] for label in mine]
+            np.testing.assert_allclose(found["score"][row], wanted, atol=1e-5)
+        judge = pipeline("zero-shot-classification", str(source), device="cpu")
+        for more in (
+            {},
+            {"multi_label": True},
+            {"hypothesis_template": "It is about {}, surely."},
+        ):
+            found = await model.infer(
+                {"text_input": [*texts]}, candidate_labels=json.dumps(labels), **more
+            )
+            assert found["score"].shape == (4, 3)
+            for row, text in enumerate(texts):
+                expected = judge(text, labels, **more)
+                scores = dict(zip(expected["labels"], expected["scores"], strict=True))
+                mine = [label.decode() for label in found["label"][row]]
+                wanted = [scores[label] for label in mine]
+                np.testing.assert_allclose(found["score"][row], wanted, atol=1e-5)
+        best = await model.infer({"text_input": [texts[0]]}, candidate_labels="a, b", top_k=1)
+        assert best["label"].shape == (1, 1)
+        pair = {"text_input": ["a cat"], "text_pair_input": ["an animal"]}
+        results = await asyncio.gather(
+            model.infer(pair),
+            model.infer(pair, candidate_labels="a"),
+            model.infer({"text_input": ["a"]}, multi_label=True),
+            model.infer({"text_input": ["a"]}, candidate_labels="a", hypothesis_template="so"),
+            model.infer({"text_input": ["a"]}, candidate_labels="[1]"),
+            model.infer({"text_input": ["a"]}, candidate_labels="a,a"),
+            model.infer({"text_input": ["a"]}, candidate_labels="word " * 199),
+            return_exceptions=True,
+        )
+        assert isinstance(results[0], dict)
+        said = [str(result) for result in results[1:]]
+        assert said[:5] == [
+            "Give candidate_labels or text_pair_input, not both.",
+            "Parameter multi_label goes with candidate_labels, which is missing.",
+            "Parameter hypothesis_template must have {} where the label goes.",
+            "Parameter candidate_labels must be a list of texts.",
+            "Parameter candidate_labels must have from 1 to 100 labels, each once.",
+        ]
+        assert "A candidate label with its template has" in said[5]
 
 
 def test_other_architectures_are_no_classifiers(tmp_path: Path) -> None:

@@ -87,7 +87,6 @@ COMMANDS = [
     (["cache", "ls"], "abababababababab  86.7 MB  org--name/1, org--name/2", {"blobs", "bytes"}),
     (["cache", "prune"], "1 unused files and 1 broken-off downloads removed (1.6 kB)", {"blobs"}),
     (["plugins"], "not used: smell 2.1 has no module smell.work", {"data", "tasks"}),
-    (["plugins"], "Restart the server to serve what was installed since: smell.", {"data"}),
     (["cache", "verify"], "2 files (1.2 kB) verified, 0 damaged", {"damaged"}),
 ]
 

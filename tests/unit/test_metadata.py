@@ -74,6 +74,9 @@ TASKS = [
     ({"config_json": {"architectures": ["BertForSequenceClassification"]}}, "classification"),
     ({"config_json": {"architectures": ["ViTModel"], "model_type": "vit"}}, "img2embed"),
     ({"config_json": {"architectures": ["BertForMaskedLM"], "model_type": "bert"}}, None),
+    ({"card": "---\npipeline_tag: text-ranking\n---\n"}, "classification"),
+    ({"model_index_json": {"_class_name": "StableDiffusionXLPipeline"}}, "txt2img"),
+    ({"model_index_json": {"_class_name": "StableDiffusionInstructPix2PixPipeline"}}, "img2img"),
     ({"card": "---\npipeline_tag: robotics\n---\n"}, None),
     ({}, None),
 ]  # fmt: skip
@@ -100,6 +103,7 @@ IMAGES: list[tuple[dict[str, Any], int | None]] = [
     ({"config_json": CLIP, "card": TAGGED}, 512),
     ({"config_json": SIGLIP}, 768),
     ({"config_json": SIGLIP | {"vision_config": 7}}, None),
+    ({"config_json": SIGLIP | {"architectures": ["Siglip2Model"], "model_type": "siglip2"}}, 768),
     ({"config_json": ALONE | {"model_type": "clip_vision_model"}}, 512),
     ({"config_json": VIT}, 384),
     ({"config_json": CONVNEXT}, 768),

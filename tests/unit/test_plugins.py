@@ -70,6 +70,17 @@ def test_what_is_installed_is_used_and_not_imported(site: Path) -> None:
     assert "alpha" not in sys.modules
 
 
+def test_what_is_installed_meanwhile_is_known_when_it_is_asked_for(site: Path) -> None:
+    with knowing({}):
+        plugins.learn()
+        assert "smell" not in servable_tasks()
+        distribution(site, "alpha", "2.1", converters="smell = alpha.late:convert")
+        (site / "alpha" / "late.py").write_text("raise SystemExit('imported')")
+        (found,) = [plugin for plugin in plugins.learn() if plugin.name == "smell"]
+        assert found.fault is None
+        assert "smell" in servable_tasks()
+
+
 @pytest.mark.parametrize(
     ("kind", "group", "name"),
     [

@@ -124,6 +124,33 @@ def test_text_is_an_alias_of_prompt() -> None:
     assert list(faults("txt2txt", {"text": ""})) == ["input_data.text"]
 
 
+def test_one_query_goes_with_each_passage() -> None:
+    plan = check("classification", {"query": "q", "passage": ["a", "b"]})
+    assert not plan.single
+    assert sent(plan) == [
+        {"text_input": b"q", "text_pair_input": b"a"},
+        {"text_input": b"q", "text_pair_input": b"b"},
+    ]
+    (pair,) = sent(check("classification", {"text": "q", "text_pair": "a"}))
+    assert pair == {"text_input": b"q", "text_pair_input": b"a"}
+    assert list(faults("classification", {"text": ["a"], "text_pair": ["a", "b"]}))
+    assert list(faults("classification", {"text_pair": "a"})) == ["input_data.text"]
+
+
+def test_candidate_labels_travel_as_json() -> None:
+    plan = check("classification", {"text": "q"}, candidate_labels=["a, b", "c"], multi_label=True)
+    assert plan.parameters == {"candidate_labels": '["a, b", "c"]', "multi_label": True}
+    assert check("classification", {"text": "q"}, candidate_labels="a").parameters == {
+        "candidate_labels": '["a"]'
+    }
+    for wrong in ([], [""], ["a", "a"], ["x"] * 101, ["x" * 1001], [1], 7, ["\ud800"], None):
+        found = {"parameters.candidate_labels"} if wrong is not None else set()
+        assert set(faults("classification", {"text": ""}, candidate_labels=wrong)) == {
+            "input_data.text",
+            *found,
+        }
+
+
 def test_options_may_stand_in_either_mapping_and_parameters_win() -> None:
     plan = check("txt2txt", {"prompt": "a", "max_tokens": 5, "top_k": None}, max_tokens=7)
     assert plan.parameters == {"max_tokens": 7}

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from controlplane.gateway.rest.schemas import present
 from controlplane.registry.names import servable_tasks
-from controlplane.registry.plugins import Plugin, installed
+from controlplane.registry.plugins import Plugin, learn
 
 
 class PluginBody(msgspec.Struct, kw_only=True):
@@ -40,9 +40,7 @@ class PluginsResponse(msgspec.Struct, kw_only=True):
     """All that is installed in the server's environment at this moment."""
 
     data: list[PluginBody]
-    tasks: Annotated[
-        list[str], Meta(description="Tasks that can be registered, known since the server started.")
-    ]
+    tasks: Annotated[list[str], Meta(description="Tasks that can be registered.")]
 
 
 @get(
@@ -52,8 +50,12 @@ class PluginsResponse(msgspec.Struct, kw_only=True):
     tags=["System"],
 )
 async def list_plugins() -> PluginsResponse:
-    """What can convert and serve models: ModelMora's own, and what plugins have brought."""
-    found = await asyncio.to_thread(installed)
+    """What can convert and serve models: ModelMora's own, and what plugins have brought.
+
+    The environment is looked through anew: the tasks of plugins that were installed while the
+    server runs can be registered from then on.
+    """
+    found = await asyncio.to_thread(learn)
     return PluginsResponse(data=[PluginBody.of(one) for one in found], tasks=servable_tasks())
 
 

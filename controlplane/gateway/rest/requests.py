@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -10,6 +11,8 @@ from litestar import Request
 
 from controlplane.errors import ValidationFailed
 from controlplane.gateway.errors import UnsupportedMedia
+from controlplane.gateway.rest.infer_schemas import InferenceRequest
+from controlplane.gateway.rest.long_texts import LONG, put_back, without_long_texts
 
 _WHERE = re.compile(r" - at `(?:key in )?\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
@@ -29,12 +32,22 @@ class JsonRequest(Request[Any, Any, Any]):
             UnsupportedMedia: it is said to be something else than JSON.
             ValidationFailed: it is not JSON, or not the JSON that the route takes.
         """
-        body = await self.body()
+        chunks = [chunk async for chunk in self.stream()]
         media_type = self.headers.get("content-type", "application/json").partition(";")[0].strip()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise UnsupportedMedia(f"Send JSON as application/json, not as {media_type[:100]}.")
-        data = self.route_handler.parsed_data_field
-        return decode(body, Any if data is None else data.annotation)
+        field = self.route_handler.parsed_data_field
+        wanted = Any if field is None else field.annotation
+        if sum(map(len, chunks)) < LONG:
+            return decode(b"".join(chunks), wanted)
+        body, texts = await asyncio.to_thread(without_long_texts, chunks)
+        found = decode(body, wanted)
+        if texts and isinstance(found, InferenceRequest):
+            data, used = found.input_data, set[str]()
+            found = msgspec.structs.replace(found, input_data=put_back(data, texts, used))
+            if len(used) == len(texts):
+                return found
+        return decode(b"".join(chunks), wanted) if texts else found
 
 
 def decode(body: bytes, wanted: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from controlplane.errors import BatchSizeExceeded, ValidationFailed
 from controlplane.inference.tasks.answers import base64_text
 from controlplane.inference.tasks.limits import MAX_FILE_BYTES
+from controlplane.inference.tasks.long_text import plain
 from controlplane.inference.tasks.media import from_base64
 from controlplane.inference.tasks.options import is_unicode
 from controlplane.inference.tasks.plan import Faults, Item, Outputs, Plan, TensorValue
@@ -58,7 +59,7 @@ def check(input_data: Mapping[str, Any], parameters: Mapping[str, Any], form: Mo
     found: dict[str, list[TensorValue]] = {}
     lists: dict[str, int] = {}
     for name, tensor in known.items():
-        value, path = input_data.get(name), f"input_data.{name}"
+        value, path = plain(input_data.get(name)), f"input_data.{name}"
         if value is None:
             if not tensor.optional:
                 faults[path] = ["is required"]

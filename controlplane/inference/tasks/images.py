@@ -87,6 +87,11 @@ IMG2IMG = Task(
     needs=(("image",),),
     options=(
         Real(name="strength", about="0 keeps the image, 1 forgets it.", most=1.0),
+        Real(
+            name="image_guidance_scale",
+            about="How closely to keep to the image (InstructPix2Pix).",
+            most=50.0,
+        ),
         *_DRAWING,
     ),
     outputs=_OUTPUTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     tensor: str
     about: str
     aliases: tuple[str, ...] = ()
+    takes_long: ClassVar[bool] = False
+    """Whether `read` takes a `LongText`; others are given strings."""
 
     def is_batch(self, value: Any) -> bool:
         """Whether the value stands for several items."""
@@ -65,6 +67,7 @@ class Media(Input, frozen=True, kw_only=True):
     """An encoded file, `kind` an image or a recording."""
 
     kind: str = "image"
+    takes_long: ClassVar[bool] = True
 
     def read(self, value: Any, path: str, rules: MediaRules, faults: Faults) -> Contents:
         return {self.tensor: read_media(value, path, self.kind, rules, faults)}

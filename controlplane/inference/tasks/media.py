@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from controlplane.inference.tasks.limits import MAX_FILE_BYTES
+from controlplane.inference.tasks.long_text import LongText
 from controlplane.inference.tasks.plan import Reference
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # Decoded at a time: between two slices other threads may run, the event loop's among them.
 _SLICE = 1 << 20
+_BASE64_DATA = b";base64,"
+_LONGEST_HEAD = 256
 _SPACE = b" \t\r\n"
 
 
@@ -32,6 +35,8 @@ def read_media(
     Args:
         kind: what it is to be, for messages: image, recording.
     """
+    if isinstance(text, LongText):
+        return _long(text, path, kind, rules, faults)
     if not isinstance(text, str) or not text.strip():
         faults[path] = [f"must be the {kind} as base64 or as a data URI"]
         return b""
@@ -43,12 +48,47 @@ def read_media(
     except ValueError as error:
         faults[path] = [f"is not the base64 or data URI of a file: {error}"]
         return b""
+    _check_size(content, path, kind, faults)
+    return content
+
+
+def _long(
+    text: LongText, path: str, kind: str, rules: MediaRules, faults: Faults
+) -> bytes | Reference:
+    """Decode where it lies; what is unusual goes the way of every other text."""
+    try:
+        content = _in_place(text.content)
+    except ValueError:
+        return read_media(str(text), path, kind, rules, faults)
+    _check_size(content, path, kind, faults)
+    return content
+
+
+def _in_place(data: memoryview) -> bytes:
+    """Of base64, or a data URI of that, without anything unusual.
+
+    Raises:
+        ValueError: it is not that; it may still be base64.
+    """
+    head, begin = bytes(data[:_LONGEST_HEAD]), 0
+    if head.startswith(b"data:"):
+        begin = head.index(_BASE64_DATA) + len(_BASE64_DATA)
+    parts = []
+    for i in range(begin, len(data), _SLICE):
+        part = bytes(data[i : i + _SLICE])
+        if len(part) % 4 or (i + _SLICE < len(data) and b"=" in part):
+            raise ValueError("it is cut off, or has '=' in the middle")
+        _check_padding(part)
+        parts.append(_decoded(part))
+    return b"".join(parts)
+
+
+def _check_size(content: bytes, path: str, kind: str, faults: Faults) -> None:
     if not content:
         faults[path] = [f"holds no {kind}: it is empty"]
     elif len(content) > MAX_FILE_BYTES:
         most = MAX_FILE_BYTES // 1_000_000
         faults[path] = [f"must be at most {most} MB (it has {len(content) / 1e6:.1f} MB)"]
-    return content
 
 
 def _reference(

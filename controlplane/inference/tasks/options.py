@@ -148,6 +148,30 @@ class Stops(Option, frozen=True, kw_only=True):
         return {"oneOf": [stop, many], "description": self.about}
 
 
+class Words(Option, frozen=True, kw_only=True):
+    """A list of up to `most` different texts, which travels as JSON."""
+
+    most: int = 100
+    longest: int = 1000
+
+    def read(self, value: Any, path: str, faults: Faults) -> Any:
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
+            faults[path] = ["must be a list of strings"]
+        elif not all(is_unicode(word) for word in listed):
+            faults[path] = ["holds half of a surrogate pair, which is not valid Unicode"]
+        elif not 0 < len(listed) <= self.most or len(set(listed)) < len(listed):
+            faults[path] = [f"must be from 1 to {self.most} strings, each once"]
+        elif not all(word.strip() and len(word) <= self.longest for word in listed):
+            faults[path] = [f"must be strings of 1 to {self.longest} characters, not blank"]
+        return json.dumps(listed)
+
+    def schema(self) -> dict[str, Any]:
+        word = {"type": "string", "minLength": 1, "maxLength": self.longest}
+        many = {"type": "array", "items": word, "minItems": 1, "maxItems": self.most}
+        return {"oneOf": [word, many], "description": self.about}
+
+
 def is_unicode(text: str) -> bool:
     """False for text with half of a surrogate pair, which has no UTF-8 form."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)

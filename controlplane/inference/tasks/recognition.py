@@ -15,7 +15,7 @@ from controlplane.inference.tasks.answers import (
 )
 from controlplane.inference.tasks.examples import PICTURE
 from controlplane.inference.tasks.inputs import Media, Text
-from controlplane.inference.tasks.options import Flag, Real, Whole
+from controlplane.inference.tasks.options import Flag, Real, Whole, Word, Words
 from controlplane.inference.tasks.task import MAX_SLOW_ITEMS, Answer, Example, Task
 
 if TYPE_CHECKING:
@@ -33,7 +33,18 @@ CLASSIFICATION = Task(
     name="classification",
     about="Labels for a text or an image, the likeliest first.",
     inputs=(
-        Text(name="text", tensor="text_input", about="A text, or a list of texts."),
+        Text(
+            name="text",
+            aliases=("query",),
+            tensor="text_input",
+            about="A text, or a list of texts; of a reranker the query.",
+        ),
+        Text(
+            name="text_pair",
+            aliases=("passage",),
+            tensor="text_pair_input",
+            about="A second text, for models of pairs; of a reranker the passage, or a list.",
+        ),
         Media(name="image", tensor="image_input", about="An image, or a list of images."),
     ),
     needs=(("text", "image"),),
@@ -44,6 +55,12 @@ CLASSIFICATION = Task(
             least=1,
             most=100_000,
         ),
+        Words(
+            name="candidate_labels",
+            about="Labels of your own, for models of natural language inference.",
+        ),
+        Word(name="hypothesis_template", about="What a label says of the text: This is {}."),
+        Flag(name="multi_label", about="Whether several candidates may be true."),
     ),
     outputs=("label", "score"),
     answer=_classes,

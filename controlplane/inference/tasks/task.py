@@ -13,6 +13,7 @@ import msgspec
 
 from controlplane.errors import BatchSizeExceeded, ValidationFailed
 from controlplane.inference.tasks.inputs import Contents, Input
+from controlplane.inference.tasks.long_text import plain
 from controlplane.inference.tasks.options import Option
 from controlplane.inference.tasks.plan import Faults, Item, Outputs, Plan, TensorValue
 
@@ -117,6 +118,7 @@ class _Check:
         self._form = form
         self._rules = rules
         self._faults: Faults = {}
+        self._long = {field.name for field in task.inputs if field.takes_long}
 
     def plan(self, input_data: Mapping[str, Any], parameters: Mapping[str, Any]) -> Plan:
         given = self._sorted_out(input_data, parameters)
@@ -145,7 +147,8 @@ class _Check:
                 elif name not in names:
                     self._faults[path] = [f"is not a field of {self._task.name} ({self._listed()})"]
                 elif value is not None:  # null is as if it were not there (domain §1.6)
-                    self._take(known, names[name], value, path)
+                    read = value if names[name] in self._long else plain(value)
+                    self._take(known, names[name], read, path)
         return known
 
     def _take(self, known: Given, name: str, value: Any, path: str) -> None:
