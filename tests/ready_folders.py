@@ -147,6 +147,13 @@ def repeat(home: Path) -> Path:
     return write(home, REPEAT_CONFIG, REPEAT)
 
 
+def slowly_repeating(home: Path) -> Path:
+    """The same, ten responses a second."""
+    sent = "sender.send(pb_utils.InferenceResponse([tensor]))\n"
+    source = REPEAT.replace(sent, f"{sent}{' ' * 16}time.sleep(0.1)\n")
+    return write(home, REPEAT_CONFIG, "import time\n" + source)
+
+
 def running_sum(home: Path) -> Path:
     """A model with sequences: the sum of the `number`s of a sequence so far."""
     return write(home, SUM_CONFIG, SUM)

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
-from controlplane.errors import InferenceTimeout, ModelMoraError, ServiceUnavailable
+from controlplane.errors import (
+    InferenceTimeout,
+    ModelMoraError,
+    ModelUnhealthy,
+    ServiceUnavailable,
+)
 from controlplane.gateway import v2
 from controlplane.gateway.asgi import BEGUN, Reply, announced_length, body_of, header, next_chunk
 from controlplane.gateway.upstream import UpstreamLost, UpstreamTimeout
@@ -34,6 +39,8 @@ from controlplane.gateway.v2_relay import (
     upstream_errors,
     whole_reply,
 )
+from controlplane.inference.mortal import of_living, while_alive
+from controlplane.triton.failures import StubUnhealthy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -189,15 +196,23 @@ class Runs:
 
         async def send(leased: Servable) -> Answer:
             head = _head(leased, "generate_stream", lines, len(checked.body))
-            answer = await self._relay.ask(
+            view = self._services.scheduler.view_of(*leased.key)
+            process_id = view.process_id if view else None
+            asking = self._relay.ask(
                 head, checked.body, name=leased.model_id, terms=terms, again=not once, enough=0
             )
+            try:
+                answer = await of_living(asking, process_id)
+            except StubUnhealthy as error:
+                raise v2.AnswerLost(ModelUnhealthy(leased.model_id, str(error))) from None
             try:
                 with upstream_errors(leased.model_id, terms):
                     await unless_not_run(answer, leased.model_id)
                 if answer.status < 400:
                     limit = None if checked.timeout_us else terms.timeout
-                    await pass_on(answer, _events(answer, limit, leased, outcome), run.send)
+                    chunks = while_alive(_patiently(answer, limit), process_id)
+                    events = _events(answer, chunks, limit, leased, outcome)
+                    await pass_on(answer, events, run.send)
             finally:
                 answer.drop()
             return answer
@@ -273,20 +288,23 @@ async def _patiently(answer: Answer, seconds: float | None) -> AsyncIterator[byt
 
 
 async def _events(
-    answer: Answer, seconds: float | None, servable: Servable, outcome: v2.Outcome
+    answer: Answer,
+    chunks: AsyncIterator[bytes],
+    seconds: float | None,
+    servable: Servable,
+    outcome: v2.Outcome,
 ) -> AsyncIterator[bytes]:
     """Triton's server-sent events; a stream that breaks ends with an error in Triton's form."""
 
     def refused(code: str) -> None:
         outcome.error_code = code
 
-    chunks = _patiently(answer, seconds)
     if not answer.header(b"content-encoding"):
         chunks = checked_events(chunks, refused)
     try:
         async for chunk in chunks:
             yield chunk
-    except (UpstreamLost, UpstreamTimeout) as error:
+    except (StubUnhealthy, UpstreamLost, UpstreamTimeout) as error:
         fact: ModelMoraError = ServiceUnavailable(f"Triton does not answer: {error}.")
         if isinstance(error, UpstreamTimeout):
             fact = InferenceTimeout(servable.model_id, seconds or 0.0)

@@ -13,7 +13,7 @@ from controlplane.lifecycle import memory
 from controlplane.triton.failures import StubUnhealthy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ LOOK_EVERY = 0.5
 
 
 async def while_alive(
-    responses: AsyncGenerator[T, None], process_id: int | None
+    responses: AsyncIterator[T], process_id: int | None
 ) -> AsyncGenerator[T, None]:
     """The responses as they come.
 
@@ -32,17 +32,23 @@ async def while_alive(
     Raises:
         StubUnhealthy: the process has died, and nothing more came from it.
     """
-    while True:
-        coming = asyncio.ensure_future(anext(responses, None))
-        try:
-            while not (await asyncio.wait({coming}, timeout=LOOK_EVERY))[0]:
-                if process_id is not None and not memory.alive(process_id):
-                    raise StubUnhealthy("its process died in the midst of the answer")
-        finally:
-            if not coming.done():
-                coming.cancel()
-                await asyncio.gather(coming, return_exceptions=True)
-        response = coming.result()
-        if response is None:
-            return
+    while (response := await of_living(anext(responses, None), process_id)) is not None:
         yield response
+
+
+async def of_living(awaited: Awaitable[T], process_id: int | None) -> T:
+    """What is awaited, of a process that may die instead of giving it.
+
+    Raises:
+        StubUnhealthy: the process has died; the awaitable is cancelled.
+    """
+    coming = asyncio.ensure_future(awaited)
+    try:
+        while not (await asyncio.wait({coming}, timeout=LOOK_EVERY))[0]:
+            if process_id is not None and not memory.alive(process_id):
+                raise StubUnhealthy("its process died in the midst of the answer")
+    finally:
+        if not coming.done():
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+    return coming.result()

@@ -444,6 +444,33 @@ def test_a_model_whose_process_is_killed_comes_back(
     assert model_id in loaded(service)
 
 
+def test_a_stream_whose_model_is_killed_ends_at_once(service: Service, tmp_path: Path) -> None:
+    """Triton says nothing more on it; without a deadline its client would wait for ever."""
+    installed(service, "own/slowly", ready_folders.slowly_repeating(tmp_path / "slowly"))
+    came: list[Any] = []
+
+    def kill() -> None:
+        (stub,) = [p for p in service.family() if "own--slowly" in command_line(p)]
+        stub.kill()
+
+    with triton_grpc.InferenceServerClient(service.grpc_url) as client:
+        tensor = triton_grpc.InferInput("count", [1], "INT32")
+        tensor.set_data_from_numpy(np.array([10_000], np.int32))
+        client.start_stream(lambda result, error: came.append(error or result))
+        client.async_stream_infer("own--slowly", [tensor])
+        wait_until(lambda: len(came) > 2)
+        kill()
+        wait_until(lambda: isinstance(came[-1], Exception))
+        assert "UNAVAILABLE" in str(came[-1])
+        client.stop_stream()
+    address = f"{service.url}/v2/models/own--slowly/generate_stream"
+    with httpx.stream("POST", address, json={"count": 10_000}, timeout=60) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        assert "number" in next(lines)
+        kill()
+        assert "error" in list(lines)[-1]
+
+
 def test_a_catalog_file_may_list_it(service: Service, tmp_path: Path) -> None:
     ready_folders.echo(tmp_path / "models" / "listed")
     listed = "models:\n  - model_id: own/listed\n    source: ./models/listed\n"
