@@ -25,12 +25,12 @@ from controlplane.registry.model import NewModel, VersionStatus
 from controlplane.registry.registration import register
 from controlplane.registry.remote_code import refuse_untrusted
 from controlplane.registry.sync import bring
-from tests.integration.test_install import MODEL, QUICK, Registry, hub, registry, script, tiny
+from tests.integration.test_install import MODEL, QUICK, Registry, hub, registry, script
 
 if TYPE_CHECKING:
     from tests.hub import LocalHub
 
-__all__ = ["hub", "registry", "tiny"]
+__all__ = ["hub", "registry"]
 
 _CODE = """
 import json, os, pathlib, socket, sys
