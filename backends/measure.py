@@ -27,7 +27,7 @@ import numpy as np
 
 from backends.engines import open_engine
 from backends.errors import BackendError
-from backends.lanes import in_lanes
+from backends.lanes import cost_for, in_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +93,7 @@ def _keep(engine: Engine, inputs: Path, folder: Path) -> str:
 def _times(engine: Engine, inputs: Inputs, limit: float) -> list[float]:
     """Seconds of each of 3 to 15 runs, after one that is not counted; no more than about `limit`
     seconds in all, unless 3 take longer."""
-    parts = _parts(inputs, engine.cost.lanes)
+    parts = _parts(inputs, engine)
     in_lanes(parts, engine.run, len(parts))
     times: list[float] = []
     while len(times) < _LEAST_RUNS or (len(times) < _MOST_RUNS and sum(times) < limit):
@@ -103,10 +103,11 @@ def _times(engine: Engine, inputs: Inputs, limit: float) -> list[float]:
     return times
 
 
-def _parts(inputs: Inputs, lanes: int) -> list[Inputs]:
-    """The batch as a backend cuts it for an engine with lanes."""
+def _parts(inputs: Inputs, engine: Engine) -> list[Inputs]:
+    """The batch as a backend cuts a request of it."""
     rows = min(len(array) for array in inputs.values())
-    cut = {name: np.array_split(array, min(lanes, rows)) for name, array in inputs.items()}
+    lanes = min(cost_for(engine.cost, rows, 1).lanes, rows)
+    cut = {name: np.array_split(array, lanes) for name, array in inputs.items()}
     return [dict(zip(cut, part, strict=True)) for part in zip(*cut.values(), strict=True)]
 
 

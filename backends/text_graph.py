@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from backends.engines import Engine, open_engine
 from backends.errors import BackendError, EngineError, RequestAbandoned
-from backends.lanes import in_lanes
+from backends.lanes import cost_for, in_lanes
 from backends.text_embedding.batching import sub_batches
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def run_rows(
         as the sub-batch was padded), or what went wrong.
     """
     rows: list[Row] = [EngineError("It did not run.")] * len(encodings)
-    batches = sub_batches([len(item) for item in encodings], engine.cost)
+    cost = cost_for(engine.cost, len(owners), len(set(owners)))
+    batches = sub_batches([len(item) for item in encodings], cost)
 
     def wanted() -> Iterator[list[int]]:
         for batch in batches:
@@ -116,7 +117,7 @@ def run_rows(
         for index, row in zip(places, found, strict=True):
             rows[index] = row
 
-    in_lanes(wanted(), run, min(engine.cost.lanes, len(batches)))
+    in_lanes(wanted(), run, min(cost.lanes, len(batches)))
     return rows
 
 

@@ -6,7 +6,7 @@ function with the signature of `OpenGraph` (docs/extending.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from backends import plugins
@@ -40,6 +40,11 @@ class BatchCost:
     call_tokens: int
     round_length: int = 1
     lanes: int = 1
+
+    @property
+    def wide(self) -> BatchCost:
+        """The same for one run at a time, which has the threads of all lanes."""
+        return replace(self, lanes=1, max_tokens=self.max_tokens * self.lanes)
 
     def padded(self, length: int) -> int:
         """Tokens that a text of `length` tokens takes; an empty one takes one at least."""

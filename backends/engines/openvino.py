@@ -15,6 +15,7 @@ import numpy as np
 
 from backends.engines import BatchCost
 from backends.errors import EngineError
+from backends.lanes import beside_others
 from backends.machine import return_free_memory, usable_cores
 
 # The model converter reports to Intel when it is imported, and openvino imports it where it can;
@@ -55,27 +56,44 @@ _MOST_LANES = 4
 
 
 class OpenVinoEngine:
-    """One compiled graph; `run` may be called from `cost.lanes` threads at a time."""
+    """A graph, compiled once for all threads and, where it is small, once more for lanes.
+
+    `run` may be called from `cost.lanes` threads at a time (`backends.lanes`); elsewhere by one.
+    """
 
     device = "cpu"
 
-    def __init__(self, compiled: Any, output_names: Sequence[str], *, cost: BatchCost) -> None:
+    def __init__(
+        self, wide: Any, narrow: Any | None, output_names: Sequence[str], *, cost: BatchCost
+    ) -> None:
+        """
+        Args:
+            wide: compiled for one run at a time.
+            narrow: for `cost.lanes` of them; None where there is one lane.
+        """
         self._outputs = list(output_names)
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(cost.lanes):
-            self._idle.put(compiled.create_infer_request())
+        self._wide = _requests(wide, 1)
+        self._narrow = self._wide if narrow is None else _requests(narrow, cost.lanes)
         self.cost = cost
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `Engine.run`."""
-        request = self._idle.get()
+        idle = self._narrow if beside_others() else self._wide
+        request = idle.get()
         try:
             request.infer(dict(inputs), share_inputs=True)
             return {name: _copied(request.get_tensor(name).data) for name in self._outputs}
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed: {_line(error)}") from error
         finally:
-            self._idle.put(request)
+            idle.put(request)
+
+
+def _requests(compiled: Any, count: int) -> queue.SimpleQueue[Any]:
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(count):
+        requests.put(compiled.create_infer_request())
+    return requests
 
 
 def _copied(output: NDArray[Any]) -> NDArray[Any]:
@@ -126,7 +144,10 @@ def open_graph(
     try:
         model = core.read_model(model_file)
         _check_names(model, model_file.name, input_names, output_names)
-        compiled = core.compile_model(model, DEVICE, _config(hint, lanes))
+        wide = core.compile_model(model, DEVICE, _config(hint, Lanes(1, usable_cores())))
+        narrow = None
+        if lanes.count > 1:
+            narrow = core.compile_model(model, DEVICE, _config(hint, lanes))
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot open {model_file.name}: {_line(error)}") from error
     del model  # it holds the weights once more
@@ -139,7 +160,7 @@ def open_graph(
     )
     text = "%s runs on the CPU in %s, %d at a time with %d threads each"
     _log.info(text, model_file.name, precision, lanes.count, lanes.threads)
-    return OpenVinoEngine(compiled, output_names, cost=cost)
+    return OpenVinoEngine(wide, narrow, output_names, cost=cost)
 
 
 def _require(capabilities: Sequence[str], precision: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from backends.errors import BackendError, EngineError, InputError, RequestAbandoned
 from backends.image_embedding.artefact import ImageEmbeddingArtefact, read_artefact
 from backends.images import decode_image
-from backends.lanes import in_lanes
+from backends.lanes import cost_for, in_lanes
 from backends.machine import usable_cores
 from backends.text_embedding.batching import sub_batches
 from backends.text_embedding.embedder import normalized
@@ -120,7 +120,8 @@ class PictureTower:
         """
         rows: list[Row] = [EngineError("It did not run.")] * len(pictures)
         failed: dict[int, BackendError] = {}
-        batches = sub_batches([self._graph.tokens] * len(pictures), self._engine.cost)
+        cost = cost_for(self._engine.cost, len(pictures), len({owner for owner, _, _ in pictures}))
+        batches = sub_batches([self._graph.tokens] * len(pictures), cost)
 
         def wanted() -> Iterator[list[int]]:
             for batch in batches:
@@ -141,7 +142,7 @@ class PictureTower:
             for place, row in zip(good, self._vectors(list(good.values())), strict=True):
                 rows[place] = row
 
-        in_lanes(wanted(), run, min(self._engine.cost.lanes, len(batches)))
+        in_lanes(wanted(), run, min(cost.lanes, len(batches)))
         return [failed.get(owner, row) for (owner, _, _), row in zip(pictures, rows, strict=True)]
 
     def _pixels(self, picture: tuple[int, bytes]) -> NDArray[np.float32] | InputError:

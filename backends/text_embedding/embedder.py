@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from backends.engines import Engine, open_engine
 from backends.errors import BackendError, EngineError, RequestAbandoned
-from backends.lanes import in_lanes
+from backends.lanes import cost_for, in_lanes
 from backends.text_embedding.artefact import TextEmbeddingArtefact, read_artefact
 from backends.text_embedding.batching import Shapes, sub_batches
 from backends.text_embedding.tokens import TextTokenizer
@@ -73,7 +73,8 @@ class Embedder:
         encodings = self._tokenizer.encode([text for request in requests for text in request.texts])
         rows = np.zeros((len(owners), self.artefact.dimension), dtype=np.float32)
         errors: dict[int, BackendError] = {}
-        batches = sub_batches([len(item) for item in encodings], self.engine.cost)
+        cost = cost_for(self.engine.cost, len(owners), len(requests))
+        batches = sub_batches([len(item) for item in encodings], cost)
 
         def wanted() -> Iterator[tuple[list[int], int]]:
             for batch in batches:
@@ -89,7 +90,7 @@ class Embedder:
             rows[places], failed = self._run([encodings[i] for i in places], least)
             errors.update({owners[places[row]]: error for row, error in failed.items()})
 
-        in_lanes(wanted(), run, min(self.engine.cost.lanes, len(batches)))
+        in_lanes(wanted(), run, min(cost.lanes, len(batches)))
         return [
             errors.get(index, embeddings)
             for index, embeddings in enumerate(_scatter(rows, requests))
