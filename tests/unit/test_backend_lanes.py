@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.lanes import in_lanes
+from backends.engines import BatchCost
+from backends.lanes import beside_others, cost_for, in_lanes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,3 +72,25 @@ def test_an_error_comes_out_and_nothing_goes_on_behind_it(lanes: int) -> None:
     with pytest.raises(RuntimeError, match="the sixth"):
         in_lanes(range(20), work, lanes)
     assert threading.active_count() == begun
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_thread_knows_whether_it_works_beside_others(lanes: int) -> None:
+    seen: list[bool] = []
+    in_lanes(range(4), lambda _: seen.append(beside_others()), lanes)
+    assert seen == [lanes > 1] * 4
+    assert not beside_others()
+    with pytest.raises(ZeroDivisionError):
+        in_lanes(range(4), lambda _: 1 / 0, lanes)
+    assert not beside_others()
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 4))
+def test_lanes_are_for_requests_of_many_items(items: int, requests: int, lanes: int) -> None:
+    cost = BatchCost(max_tokens=320, call_tokens=32, round_length=16, lanes=lanes)
+    chosen = cost_for(cost, items, requests)
+    if items >= 8 * requests:
+        assert chosen == cost
+    else:
+        assert (chosen.lanes, chosen.max_tokens) == (1, 320 * lanes)
+        assert (chosen.call_tokens, chosen.round_length) == (32, 16)
