@@ -1,12 +1,25 @@
-"""`python -m benchmarks`: all measurements, one after the other."""
+"""`python -m benchmarks`: all measurements that need nothing given, one after the other."""
 
 from __future__ import annotations
 
-from benchmarks import generation, leases, lifecycle, registry, throughput
+from benchmarks import (
+    engines,
+    generation,
+    image,
+    large_input,
+    leases,
+    lifecycle,
+    locks,
+    registry,
+    relay_cpu,
+    relay_grpc,
+    relay_http,
+    throughput,
+)
 
 if __name__ == "__main__":
-    generation.main([])
-    leases.main([])
-    lifecycle.main([])
-    registry.main([])
-    throughput.main([])
+    for benchmark in (
+        *(generation, engines, image, large_input, leases, lifecycle, locks),
+        *(registry, relay_cpu, relay_grpc, relay_http, throughput),
+    ):
+        benchmark.main([])

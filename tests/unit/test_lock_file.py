@@ -182,6 +182,9 @@ def test_all_wrong_places_are_named_at_once() -> None:
 def test_a_lock_of_a_hundred_models_is_read_in_no_time() -> None:
     files = tuple(SourceFile(f"file-{n:02}.json", n, "a" * 64) for n in range(15))
     text = dump(document(*(entry(f"org/m{n:03}", files=files) for n in range(100))))
-    began = time.process_time()
-    assert len(parse(text).locked_models) == 100
-    assert time.process_time() - began < 10.0  # 0.2 s alone
+    seconds = []
+    for _ in range(5):  # the least: on a busy machine a single one may take several times as long
+        began = time.process_time()
+        assert len(parse(text).locked_models) == 100
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 1.0

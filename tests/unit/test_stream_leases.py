@@ -284,6 +284,20 @@ async def test_an_idle_stream_has_none_in_triton_and_outlives_it(stream):
     assert (await stream.end()).status == 0
 
 
+async def test_what_comes_after_the_last_answer_does_not_spoil_the_next(stream):
+    """A server that says more than it should, and only half of it."""
+    await stream.ask(0)
+    (upstream,) = stream.world.relay.upstream._connections[0].streams.values()
+    whole = framed(answer(0))
+    call = upstream.owner
+    call.on_data(upstream, whole + whole[:7], end=False)
+    call.on_data(upstream, whole[7:], end=False)
+    await stream.ask(0)
+    await stream.tell(answer(0))
+    await eventually(lambda: stream.got == [answer(0), answer(0)])
+    assert (await stream.end()).status == 0
+
+
 async def test_a_stream_whose_model_has_died_ends(stream):
     """Triton says nothing more on it, and its client may wait without a deadline."""
     process = await asyncio.create_subprocess_exec("sleep", "60")

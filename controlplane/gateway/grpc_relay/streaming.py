@@ -262,7 +262,7 @@ class StreamingCall(RelayedCall):
             super()._answer_data(stream, data, end=end)
         else:
             stream.grant(self.client.queued, RESPONSE_WINDOW)
-        if not self.done and self._requests.idle:
+        if not self.done and self._requests.idle and self._answers.between:
             self._rest(stream)
 
     def _rest(self, upstream: Stream) -> None:
@@ -275,6 +275,7 @@ class StreamingCall(RelayedCall):
         if upstream.send_ended or upstream.wants_end:  # the client has ended its own
             return
         self._upstream = None
+        self._answers = AnswerReader()  # what Triton might still send here is for nobody
         upstream.owner = NOBODY
         upstream.send_data(b"", end=True)
 
