@@ -30,6 +30,8 @@ from tests.conftest import BackgroundTriton
 from tests.gateway import running_gateway
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.gateway import Gateway
 
 TASK = "img2embed"
@@ -83,10 +85,11 @@ async def measure(triton: BackgroundTriton, body: Path, rounds: int) -> None:
     setting.print_table("A file of 40 MB in JSON", header, rows)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of `python -m benchmarks.large_input`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     setting.print_machine()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         home = Path(folder)
