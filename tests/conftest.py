@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
+from controlplane.lifecycle.unloading import Unloading
+from controlplane.registry.repository import ModelRepository
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
 from tests import forking, measuring, prepared
@@ -127,11 +129,17 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundTrito
 
 @pytest.fixture
 async def triton_client(triton: BackgroundTriton) -> AsyncIterator[TritonClient]:
-    """A client of the session's server; what a test left loaded is unloaded afterwards."""
+    """A client of the session's server; what a test left loaded is unloaded afterwards.
+
+    As the product does it: Triton 2.51 at times keeps a response of a cancelled stream, and with it
+    the model, until its process is killed.
+    """
     client = TritonClient(triton.endpoints)
     yield client
-    for name in {entry.name for entry in await client.index() if entry.state == "READY"}:
-        await client.unload(name, timeout=30)
+    unloading = Unloading(client, triton.server, ModelRepository(triton.repository))
+    for entry in await client.index():
+        if entry.state == "READY" and entry.version is not None:
+            await unloading.unload(entry.name, entry.version, timeout=30)
     await client.close()
 
 
