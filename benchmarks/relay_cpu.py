@@ -3,6 +3,10 @@
 A client's call (HEADERS, DATA) and Triton's answer (HEADERS, DATA, trailers) are handed to the two
 connections as bytes, with the real lease, counting and metrics. Processor time hardly depends on
 what else the machine does, so two versions of the relay can be compared on a busy one.
+
+Once in a row, as under load, and once with the processor's caches full of other things, as when
+there is one request at a time and a model computes meanwhile: of these also what passes until the
+request, and the answer, are with the socket.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import cProfile
+import inspect
 import pstats
 import statistics
 import time
@@ -58,15 +63,17 @@ _RESPONSE = encode(
 _TRAILERS = encode(((b"grpc-status", b"0"),))
 
 
+_OTHER_CODE = inspect.getsource(inspect)[:60_000].rpartition("\ndef ")[0]
+
+
 class Wire:
     """A transport that remembers how many bytes it was given."""
 
     def __init__(self) -> None:
-        self.writes = self.bytes = 0
+        self.written_at = 0.0
 
-    def write(self, data: bytes) -> None:
-        self.writes += 1
-        self.bytes += len(data)
+    def write(self, _: bytes) -> None:
+        self.written_at = time.perf_counter()
 
     def is_closing(self) -> bool:
         return False
@@ -74,10 +81,26 @@ class Wire:
     def get_extra_info(self, _: str) -> None:
         return None
 
+    def set_write_buffer_limits(self, high: int) -> None: ...
+
     def get_write_buffer_size(self) -> int:
         return 0
 
     def abort(self) -> None: ...
+
+
+class OtherWork:
+    """What fills the caches: memory is copied, and much other code of the interpreter runs."""
+
+    def __init__(self) -> None:
+        self._from = np.zeros(2**20, np.uint8)
+        self._to = np.ones(2**20, np.uint8)
+
+    def work(self) -> None:
+        """Some milliseconds of it."""
+        code = compile(_OTHER_CODE, "other", "exec")
+        exec(code, {})
+        self._to[:] = self._from
 
 
 class Bench:
@@ -102,6 +125,7 @@ class Bench:
         self.client = ClientConnection(self.relay._door)
         self.triton = TritonConnection(self.relay.upstream)
         self.to_client, self.to_triton = Wire(), Wire()
+        self.other = OtherWork()
 
     async def start(self) -> None:
         """Greet on both wires, and load the model."""
@@ -109,7 +133,7 @@ class Bench:
         self.triton.connection_made(self.to_triton)  # type: ignore[arg-type]
         self.relay.upstream._connections.append(self.triton)
         self.client.data_received(frames.PREFACE + frames.settings({}))
-        self.client.data_received(frames.window_update(0, 2**31 - 1 - frames.DEFAULT_WINDOW))
+        self.client.data_received(frames.window_update(0, 2**30))
         limit = {frames.MAX_CONCURRENT_STREAMS: 2**31 - 1}
         self.triton.data_received(frames.settings(limit) + frames.window_update(0, 2**30))
         deadline = asyncio.get_running_loop().time() + 10
@@ -118,23 +142,48 @@ class Bench:
     def calls(self, messages: Sequence[bytes], answer: bytes, number: int) -> float:
         """Relay calls one after the other; returns seconds of processor time for each."""
         began = time.process_time()
-        client, triton = self.client, self.triton
         for index in range(number):
-            stream = client.last_peer_stream + 2 if client.last_peer_stream else 1
-            client.data_received(
-                frames.frame(frames.HEADERS, frames.END_HEADERS, stream, _REQUEST)
-                + frames.frame(
-                    frames.DATA, frames.END_STREAM, stream, messages[index % len(messages)]
-                )
-            )
-            upstream = next(iter(triton.streams))
-            both = frames.END_STREAM | frames.END_HEADERS
-            triton.data_received(
-                frames.frame(frames.HEADERS, frames.END_HEADERS, upstream, _RESPONSE)
-                + frames.frame(frames.DATA, 0, upstream, answer)
-                + frames.frame(frames.HEADERS, both, upstream, _TRAILERS)
-            )
+            self.client.data_received(self.request(messages[index % len(messages)]))
+            self.triton.data_received(self.answer(answer))
         return (time.process_time() - began) / number
+
+    def cold(self, message: bytes, answer: bytes) -> list[float]:
+        """One call with cold caches.
+
+        Returns:
+            Seconds until the request is written, until all is done, and the same of the answer.
+        """
+        found = []
+        for way, make, content, wire in (
+            (self.client, self.request, message, self.to_triton),
+            (self.triton, self.answer, answer, self.to_client),
+        ):
+            data = make(content)
+            self.other.work()
+            began = time.perf_counter()
+            way.data_received(data)
+            ended = time.perf_counter()
+            found += [wire.written_at - began, ended - began]
+        return found
+
+    def request(self, message: bytes) -> bytes:
+        """A client's next call."""
+        stream = self.client.last_peer_stream + 2 if self.client.last_peer_stream else 1
+        return (
+            frames.frame(frames.HEADERS, frames.END_HEADERS, stream, _REQUEST)
+            + frames.frame(frames.DATA, frames.END_STREAM, stream, message)
+            + frames.window_update(0, 5)
+        )
+
+    def answer(self, message: bytes) -> bytes:
+        """Triton's answer to it."""
+        stream = next(iter(self.triton.streams))
+        return (
+            frames.frame(frames.HEADERS, frames.END_HEADERS, stream, _RESPONSE)
+            + frames.frame(frames.DATA, 0, stream, message)
+            + frames.frame(frames.HEADERS, frames.LAST_HEADERS, stream, _TRAILERS)
+            + frames.window_update(0, 5)
+        )
 
 
 async def measure(options: argparse.Namespace) -> None:
@@ -159,6 +208,13 @@ async def measure(options: argparse.Namespace) -> None:
         await asyncio.sleep(0)  # what was left for later is done here, and counts in the next
     rows = [["ModelInfer, one text", f"{min(found):.1f}", f"{statistics.median(found):.1f}"]]
     setting.print_table("The relay's own processor time", ["call", "least µs", "median µs"], rows)
+    cold = [bench.cold(text, answer) for text in texts * (options.cold // len(texts))]
+    names = ("request is written", "request is dealt with", "answer is written", "all is done")
+    rows = [
+        [name, f"{statistics.median(values) * 1e6:.1f}"]
+        for name, values in zip(names, zip(*cold, strict=True), strict=True)
+    ]
+    setting.print_table("With cold caches: time that passes", ["until", "median µs"], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cold", type=int, default=640, help="calls with cold caches")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     options = parser.parse_args(arguments)
     uvloop.install()

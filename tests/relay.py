@@ -197,6 +197,7 @@ class World:
             assert not connection.blocked
         assert self.relay.retention.take(64 * 1024 * 1024)
         self.relay.retention.give(64 * 1024 * 1024)
+        self.relay.tally.publish()
 
 
 @contextlib.asynccontextmanager

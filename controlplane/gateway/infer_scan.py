@@ -274,6 +274,9 @@ class KnownHeads:
 def _only_raw_tensors(message: bytes, at: int) -> bool:
     """True when nothing but whole fields of `raw_input_contents` follows."""
     end = len(message)
+    # Nearly all requests: one tensor, whose size takes a byte.
+    if end - at >= 2 and message[at] == _RAW_TAG and message[at + 1] == end - at - 2 < 0x80:
+        return True
     while at < end:
         if message[at] != _RAW_TAG:
             return False

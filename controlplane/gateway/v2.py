@@ -104,7 +104,7 @@ class Outcome:
     """An inference under way, and how it ended: `error_code` None means well.
 
     Attributes:
-        started: on `time.perf_counter()`.
+        started, ended: on `time.perf_counter()`; None: when it is published.
     """
 
     services: Services
@@ -113,17 +113,24 @@ class Outcome:
     started: float = field(default_factory=time.perf_counter)
     error_code: str | None = None
     batch_size: int | None = None
+    ended: float | None = None
+
+    def end(self) -> None:
+        """Note the time of a request that has ended and is counted later."""
+        self.ended = time.perf_counter()
 
     def publish(self) -> None:
         """Tell the metrics."""
-        servable = self.servable
+        servable, ended = self.servable, self.ended
+        if ended is None:
+            ended = time.perf_counter()
         self.services.bus.publish(
             InferenceFinished(
                 model_id=servable.model_id,
                 task_type=str(servable.task_type),
                 protocol=self.protocol,
                 status="error" if self.error_code else "success",
-                duration_seconds=time.perf_counter() - self.started,
+                duration_seconds=ended - self.started,
                 batch_size=self.batch_size,
                 error_code=self.error_code,
             )

@@ -18,13 +18,22 @@ class Lease:
     __slots__ = ("_deadline", "_priority", "_resident", "_scheduler", "_servable")
 
     def __init__(
-        self, scheduler: Scheduler, servable: Servable, deadline: float, priority: int
+        self,
+        scheduler: Scheduler,
+        servable: Servable,
+        deadline: float,
+        priority: int,
+        resident: Resident | None = None,
     ) -> None:
+        """
+        Args:
+            resident: what has been acquired already, and a place with it.
+        """
         self._scheduler = scheduler
         self._servable = servable
         self._deadline = deadline
         self._priority = priority
-        self._resident: Resident | None = None
+        self._resident = resident
 
     @property
     def is_of_use(self) -> bool:

@@ -25,6 +25,7 @@ rules (numbers as in docs/lifecycle.md):
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -134,16 +135,29 @@ class Scheduler:
         kind = Lease if place else PlacelessLease
         return kind(self, servable, deadline, priority)
 
+    def lease_at_once(self, servable: Servable) -> Lease | None:
+        """A lease that has been entered, where the model is loaded and has a place for it."""
+        resident = self.try_acquire(servable)
+        if resident is None:
+            return None
+        if not resident.gate.try_enter():
+            self.release(resident)
+            return None
+        return Lease(self, servable, math.inf, DEFAULT_PRIORITY, resident)
+
     def try_acquire(self, servable: Servable) -> Resident | None:
         """A lease at once when the model is loaded, else None."""
-        resident = self._ledger.residents.get(self._ledger.heir(servable).key)
+        ledger = self._ledger
+        if ledger.switches:
+            servable = ledger.heir(servable)
+        resident = ledger.residents.get((servable.triton_name, servable.triton_version))
         if (
             resident is None
             or resident.state is not ModelState.LOADED
             or resident.yielding_since is not None
         ):
             return None
-        resident.grant(self._ledger.now())
+        resident.grant(asyncio.get_running_loop().time())
         return resident
 
     def release(self, resident: Resident) -> None:

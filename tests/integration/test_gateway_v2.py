@@ -429,6 +429,7 @@ async def test_grpc_statistics(gateway, rpc):
 
     await eventually(counted)
     assert len((await rpc.get_inference_statistics()).model_stats) >= 1
+    await eventually(lambda: finished(gateway))
     assert finished(gateway)[-1].protocol == "v2_grpc"
 
 
@@ -570,6 +571,7 @@ async def test_requests_are_counted(gateway, http, rpc, raw):
     await http.infer(MODEL, inputs_of(triton_http))
     await rpc.infer(MODEL, inputs_of(triton_grpc))
     await raw.post(f"/v2/models/{MODEL}/infer", data=b"{}")
+    await eventually(lambda: len(finished(gateway)) == 3)  # what went well waits for a moment
     text = await (await raw.get("/metrics")).text()
     assert f'modelmora_requests_total{{model_id="{MODEL}",status="success"}} 2.0' in text
     assert 'endpoint="v2_http",model_id="org/echo"} 1.0' in text.replace(

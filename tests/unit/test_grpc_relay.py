@@ -117,6 +117,54 @@ async def test_requests_like_those_before_them_are_passed_on_in_one_step():
         await world.at_rest()
 
 
+class Recorder:
+    """A transport that tells what is written to it, and what there was of calls by then."""
+
+    def __init__(self, connection):
+        self.connection, self.transport = connection, connection._transport
+        self.writes = []
+        connection._transport = self
+
+    def write(self, data):
+        self.writes.append((data.count(b"org--0"), len(self.connection.streams)))
+        self.transport.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+
+async def test_a_call_that_is_alone_leaves_before_its_books_are_kept_and_several_leave_together():
+    async with running_relay(known=True) as world, H2Client(world.port) as client:
+        await ask(client, request())  # it is loaded
+        recorder = Recorder(world.relay.upstream._connections[0])
+        assert_echoed(await ask(client, request()), request())
+        assert recorder.writes[0] == (1, 0)  # one call, and no stream yet
+        recorder.writes.clear()
+        data = framed(request().SerializeToString())
+        streams = [client.open() for _ in range(3)]
+        for stream_id in streams:
+            client.h2.send_data(stream_id, data, end_stream=True)
+        client.flush()
+        for stream_id in streams:
+            assert (await client.answer(stream_id)).status == 0
+        assert [calls for calls, _ in recorder.writes if calls] == [3]
+        await world.at_rest()
+
+
+async def test_a_call_that_the_windows_stop_goes_step_by_step():
+    async with running_relay(known=True) as world, H2Client(world.port) as client:
+        await ask(client, request())
+        connection = world.relay.upstream._connections[0]
+        connection.send_window, had = 0, connection.send_window
+        asking = asyncio.create_task(ask(client, request()))
+        await eventually(lambda: connection.blocked)
+        assert world.relay.known_heads.found == 1
+        connection.send_window = had
+        connection.pump()
+        assert_echoed(await asking, request())
+        await world.at_rest()
+
+
 @both_ways
 async def test_errors_are_trailers_with_their_code(known):
     async with running_relay(known=known) as world, H2Client(world.port) as client:

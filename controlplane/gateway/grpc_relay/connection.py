@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 CONNECTION_WINDOW = 2**30
 _TURN = 64 * 1024  # bytes that a blocked stream may send before the next one has its turn
 _MAX_CONTINUATIONS = 64
+# Credit and pings follow nearly every call; another call takes more bytes than these.
+TRIFLES = 64
 _GOODBYE = 1.0  # seconds for the peer to hang up after GOAWAY
 # Frames that cost us work and carry nothing: pings, settings, empty DATA, ...
 _IDLE_BURST, _IDLE_RATE = 10_000, 1_000.0
@@ -67,6 +69,7 @@ class Connection(asyncio.Protocol, ABC):
         self._headers = BlockReader()
         self._open_block: tuple[int, int, list[bytes]] | None = None  # stream, flags, fragments
         self._idle = Allowance(_IDLE_BURST, _IDLE_RATE)
+        self._read = self._read_frames
         self._readers = (
             self._data,
             self._header_start,
@@ -113,6 +116,9 @@ class Connection(asyncio.Protocol, ABC):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        # uvloop sends at the end of the loop's turn but for what is beyond its limit, at once. What
+        # is written has been joined by the outbox, and waits in the streams where it must wait.
+        self._transport.set_write_buffer_limits(0)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose_streams(str(exc) if exc else "the connection was closed")
@@ -141,6 +147,17 @@ class Connection(asyncio.Protocol, ABC):
         if not self._flush_is_due:
             self._flush_is_due = True
             self._outbox.add(self)
+
+    def send(self, data: bytes) -> None:
+        """Send frames at once, unless others of what is being read will soon join them.
+
+        A call that is alone is thus on its way before the books of it are kept.
+        """
+        transport = self._transport
+        if self._outbox.more or self._out or transport is None or self.closed:
+            self.write(data)
+        else:
+            transport.write(data)
 
     def flush(self) -> None:
         """Hand what has been written to the socket."""
@@ -182,9 +199,10 @@ class Connection(asyncio.Protocol, ABC):
             return
         if self._buffer:
             data = self._buffer + data
-        self._outbox.begin()
+        outbox = self._outbox
+        outbox.is_filled = True
         try:
-            self._buffer = self._read_frames(data)
+            self._buffer = self._read(data)
         except ProtocolViolation as violation:
             log.info("http/2 violated", reason=violation.text, code=violation.code)
             self._buffer = b""
@@ -194,7 +212,9 @@ class Connection(asyncio.Protocol, ABC):
             self._buffer = b""
             self.close(frames.INTERNAL_ERROR)
         finally:
-            self._outbox.end()
+            outbox.is_filled = False
+            if outbox.due:
+                outbox.flush()
 
     def _read_frames(self, data: bytes) -> bytes:
         """Take the whole frames; returns the bytes of the last, unfinished one."""

@@ -172,6 +172,19 @@ def whole_frame(data: bytes, at: int, kind: int, flags: int, stream_id: int) -> 
     return data[start:end], end
 
 
+def whole_request(stream_id: int, head: bytes, data: bytes) -> bytes:
+    """HEADERS, and the DATA that ends the stream, each fitting a frame."""
+    pack, first, size = _HEAD.pack, len(head), len(data)
+    return b"".join(
+        (
+            pack(first >> 8, first & 0xFF, HEADERS, END_HEADERS, stream_id),
+            head,
+            pack(size >> 8, size & 0xFF, DATA, END_STREAM, stream_id),
+            data,
+        )
+    )
+
+
 def whole_answer(stream_id: int, head: bytes, data: bytes, trailers: bytes) -> bytes:
     """HEADERS, DATA and the HEADERS that end the stream, each fitting a frame."""
     pack, size = _HEAD.pack, len(data)

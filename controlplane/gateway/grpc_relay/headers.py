@@ -8,6 +8,7 @@ kept beside the block it was made from.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from hpack import Decoder, HPACKError
@@ -40,24 +41,25 @@ class Block:
         request: what the headers mean as a request; filled in by whoever reads it first.
     """
 
-    __slots__ = ("_encoded", "_values", "fields", "request")
-
     def __init__(self, fields: HeaderFields) -> None:
         self.fields = fields
         self.request: RequestHead | None = None
-        self._encoded: bytes | None = None
-        self._values: dict[bytes, bytes] | None = None
 
-    @property
+    @cached_property
     def encoded(self) -> bytes:
-        if self._encoded is None:
-            self._encoded = encode(self.fields)
-        return self._encoded
+        return encode(self.fields)
+
+    @cached_property
+    def is_success(self) -> bool:
+        """Whether they are trailers of a call that went well."""
+        return self.get(b"grpc-status") == b"0"
+
+    @cached_property
+    def _values(self) -> dict[bytes, bytes]:
+        return dict(self.fields)
 
     def get(self, name: bytes) -> bytes | None:
         """The last value of a header."""
-        if self._values is None:
-            self._values = dict(self.fields)
         return self._values.get(name)
 
 

@@ -7,7 +7,6 @@ answers: those are passed on in one step (`pass_whole`, `take_whole`). All other
 
 from __future__ import annotations
 
-import math
 import time
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,10 @@ if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.relay import Relay
     from controlplane.gateway.grpc_relay.server import ClientConnection
     from controlplane.gateway.grpc_relay.stream import Stream
-    from controlplane.gateway.grpc_relay.upstream import TritonConnection
     from controlplane.lifecycle.lease import Lease
     from controlplane.registry.model import Servable
 
 PROTOCOL = "v2_grpc"
-_STATUS = b"grpc-status"
 
 
 class InferCall(RelayedCall):
@@ -45,26 +42,18 @@ class InferCall(RelayedCall):
 
     # -- in one step -------------------------------------------------------------------------
 
-    def begin_whole(
-        self, data: bytes, names: Names, servable: Servable, lease: Lease, triton: TritonConnection
-    ) -> None:
-        """Send on a request that has come whole, for which `lease` has been entered."""
-        leased = lease.servable
+    def begin_whole(self, data: bytes, servable: Servable, lease: Lease, upstream: Stream) -> None:
+        """Take over a request that has come whole and has been sent on under `lease`."""
         self.model_id = servable.model_id
         self._outcome = v2.Outcome(self.relay.services, servable, PROTOCOL)
         self._whole = data
         self._client_ended = True
-        self._lease, self._leased, self._leased_at = lease, leased, time.time()
-        tail = names_tail(names, Names(leased.triton_name, str(leased.triton_version)))
-        if tail:
-            size = len(data) - PREFIX_SIZE + len(tail)
-            data = b"".join((prefix_of(size), data[PREFIX_SIZE:], tail))
-        self._upstream = triton.open(self, self.head.forwarded)
-        self._upstream.send_data(data, end=True)
+        self._lease, self._leased, self._leased_at = lease, lease.servable, time.time()
+        self._upstream = upstream
 
     def take_whole(self, stream: Stream, head: Block, data: bytes, trailers: Block) -> bool:
         client = self.client
-        if stream is not self._upstream or self.answering or trailers.get(_STATUS) != b"0":
+        if stream is not self._upstream or self.answering or not trailers.is_success:
             return False
         ending = trailers.encoded + status.trace_trailer(self.trace_id)
         if not client.send_whole(head.encoded, data, ending):
@@ -139,7 +128,7 @@ class InferCall(RelayedCall):
         if (outcome := self._outcome) is not None:
             if code == status.CANCELLED and outcome.error_code is None:
                 outcome.error_code = status.CANCELLED_CODE
-            self.relay.outbox.afterwards(outcome.publish)
+            self.relay.tally.add(outcome)
         self._drop_whole()
 
 
@@ -165,13 +154,49 @@ def pass_whole(
         servable = services.store.servable(names.model_name, names.model_version or None)
     except Exception:  # noqa: BLE001 whatever it is: it is met, and told, on the other way
         return None
-    lease = services.scheduler.lease(servable, deadline=math.inf)
-    if lease.try_enter() is None:
-        return None
     if not relay.retention.take(len(data)):
+        return None
+    lease = services.scheduler.lease_at_once(servable)
+    if lease is None:
+        relay.retention.give(len(data))
+        return None
+    addressed = _addressed(data, relay.tails.find(names, lease.servable))
+    upstream_id = triton.send_whole(head.forwarded, addressed)
+    if not upstream_id:
+        relay.retention.give(len(data))
         lease.leave()
         return None
+    # Triton has it; what follows is done while it computes.
     stream = client.begin_whole(stream_id, len(data))
     stream.owner = call = InferCall(relay, stream, head)
-    call.begin_whole(data, names, servable, lease, triton)
+    upstream = triton.begin_whole(call, upstream_id, len(addressed))
+    call.begin_whole(data, servable, lease, upstream)
     return stream
+
+
+class Tails:
+    """What makes a request's names those that its model has in Triton, of those asked before."""
+
+    _MOST = 1024
+
+    def __init__(self) -> None:
+        self._known: dict[Names, tuple[Servable, bytes]] = {}
+
+    def find(self, names: Names, leased: Servable) -> bytes:
+        """What to append to a request with these names."""
+        known = self._known.get(names)
+        if known is not None and known[0] is leased:
+            return known[1]
+        if len(self._known) >= self._MOST:
+            self._known.clear()
+        tail = names_tail(names, Names(leased.triton_name, str(leased.triton_version)))
+        self._known[names] = leased, tail
+        return tail
+
+
+def _addressed(data: bytes, tail: bytes) -> bytes:
+    """A whole request, with gRPC's prefix, under its model's name in Triton."""
+    if not tail:
+        return data
+    size = len(data) - PREFIX_SIZE + len(tail)
+    return b"".join((prefix_of(size), data[PREFIX_SIZE:], tail))

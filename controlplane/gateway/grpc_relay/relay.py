@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from controlplane.errors import InvalidInput
@@ -12,21 +13,20 @@ from controlplane.gateway.grpc_relay.calls import AnsweredCall, Call
 from controlplane.gateway.grpc_relay.deadlines import Deadlines
 from controlplane.gateway.grpc_relay.headers import encode
 from controlplane.gateway.grpc_relay.heads import SERVICE, request_head
-from controlplane.gateway.grpc_relay.infer import InferCall, pass_whole
+from controlplane.gateway.grpc_relay.infer import InferCall, Tails, pass_whole
 from controlplane.gateway.grpc_relay.limits import RetentionBudget
 from controlplane.gateway.grpc_relay.message import inflater
 from controlplane.gateway.grpc_relay.outbox import Outbox
 from controlplane.gateway.grpc_relay.relayed import RelayedCall
 from controlplane.gateway.grpc_relay.server import Door
 from controlplane.gateway.grpc_relay.streaming import StreamingCall
+from controlplane.gateway.grpc_relay.tally import Tally
 from controlplane.gateway.grpc_relay.upstream import Upstream
 from controlplane.gateway.grpc_relay.vigil import Vigil
 from controlplane.gateway.infer_scan import KnownHeads
 
 if TYPE_CHECKING:
     from controlplane.gateway.grpc_relay.headers import Block
-    from controlplane.gateway.grpc_relay.heads import RequestHead
-    from controlplane.gateway.grpc_relay.server import ClientConnection
     from controlplane.gateway.grpc_relay.stream import Owner, Stream
     from controlplane.gateway.services import Services
 
@@ -52,11 +52,13 @@ class Relay:
         self.retention = RetentionBudget(_RETAINED)
         self.finals_are_marked = False  # Triton has marked an answer of a stream as last, or as not
         self.known_heads = KnownHeads()
+        self.tails = Tails()
         self.deadlines = Deadlines()
         self.vigil = Vigil()
+        self.tally = Tally()
         self.outbox = Outbox()
         self.upstream = Upstream(lambda: services.server.endpoints.grpc_url, self.outbox)
-        self._door = Door(self._accept, self._accept_whole, self.outbox)
+        self._door = Door(self._accept, partial(pass_whole, self), self.outbox)
 
     async def open(self, host: str, port: int) -> int:
         """Listen; returns the port.
@@ -72,6 +74,7 @@ class Relay:
         await self.upstream.close()
         self.deadlines.close()
         self.vigil.close()
+        self.tally.publish()
 
     def inflate(self, message: bytes, encoding: str, limit: int) -> bytes:
         """A small compressed message, whole.
@@ -87,11 +90,6 @@ class Relay:
         if len(plain) > limit:
             raise BodyTooLarge(limit)
         return plain
-
-    def _accept_whole(
-        self, connection: ClientConnection, stream_id: int, head: RequestHead, message: bytes
-    ) -> Stream | None:
-        return pass_whole(self, connection, stream_id, head, message)
 
     def _accept(self, stream: Stream, block: Block) -> Owner:
         head = request_head(block)

@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from controlplane.gateway.grpc_relay import frames
-from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
+from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, TRIFLES, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
 from controlplane.gateway.grpc_relay.heads import MAX_HEADERS, request_head
 from controlplane.gateway.grpc_relay.limits import Allowance
@@ -39,7 +39,7 @@ class ClientConnection(Connection):
     def __init__(self, door: Door) -> None:
         super().__init__(REQUEST_WINDOW, door.outbox)
         self._door = door
-        self._greeting: bytes | None = b""  # None once the preface has come
+        self._read = self._greet
         self._greeting_timer = self._loop.call_later(_GREETING_TIMEOUT, self.abort)
         self._leaving = False
         self._resets = Allowance(_RESET_BURST, _RESET_RATE)
@@ -63,18 +63,16 @@ class ClientConnection(Connection):
         super().connection_lost(exc)
         self._door.on_change()
 
-    def data_received(self, data: bytes) -> None:
-        if self._greeting is None or self.closed:
-            super().data_received(data)
-            return
-        self._greeting += data
-        size = min(len(self._greeting), len(frames.PREFACE))
-        if self._greeting[:size] != frames.PREFACE[:size]:
-            self.close(frames.PROTOCOL_ERROR, "this port speaks gRPC (HTTP/2) only")
-        elif size == len(frames.PREFACE):
-            data, self._greeting = self._greeting[size:], None
-            self._greeting_timer.cancel()
-            super().data_received(data)
+    def _greet(self, data: bytes) -> bytes:
+        """Read the preface that comes before all frames; returns what is not read yet."""
+        size = min(len(data), len(frames.PREFACE))
+        if data[:size] != frames.PREFACE[:size]:
+            raise ProtocolViolation(frames.PROTOCOL_ERROR, "this port speaks gRPC (HTTP/2) only")
+        if size < len(frames.PREFACE):
+            return data
+        self._greeting_timer.cancel()
+        self._read = self._read_frames
+        return self._read_frames(data[size:])
 
     def leave(self) -> None:
         """Take no more streams; close when the last one has ended."""
@@ -111,7 +109,7 @@ class ClientConnection(Connection):
             stream.owner.on_data(stream, b"", end=True)
 
     def take_whole(self, stream_id: int, block: Block, data: bytes, at: int) -> int:
-        head = request_head(block)
+        head = block.request or request_head(block)
         usual = head.is_infer and stream_id % 2 and stream_id > self.last_peer_stream
         if not usual or self._leaving or len(self.streams) >= MAX_STREAMS:
             return 0
@@ -119,6 +117,7 @@ class ClientConnection(Connection):
         message, end = frames.whole_frame(data, at, frames.DATA, frames.END_STREAM, stream_id)
         if not message:
             return 0
+        self._outbox.more = len(data) - end > TRIFLES
         stream = self._door.accept_whole(self, stream_id, head, message)
         if stream is None:
             return 0

@@ -112,7 +112,7 @@ class Stream:
         if connection.paused or self.closed or self.queue or not self.receive_ended:
             return False
         connection.send_window -= size
-        connection.write(frames.whole_answer(self.id, head, data, trailers))
+        connection.send(frames.whole_answer(self.id, head, data, trailers))
         self._sent_end()
         return True
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from controlplane.errors import ServiceUnavailable, StartupError
 from controlplane.gateway.grpc_relay import frames, status
-from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, Connection
+from controlplane.gateway.grpc_relay.connection import CONNECTION_WINDOW, TRIFLES, Connection
 from controlplane.gateway.grpc_relay.frames import ProtocolViolation
 from controlplane.gateway.grpc_relay.headers import MAX_BLOCK
 from controlplane.gateway.grpc_relay.heads import method_path, triton_block
@@ -34,13 +34,17 @@ _MAX_CONNECTIONS = 8
 
 
 class TritonConnection(Connection):
-    """The client's end of HTTP/2."""
+    """The client's end of HTTP/2.
+
+    Attributes:
+        leaving: it takes no more streams.
+    """
 
     def __init__(self, upstream: Upstream) -> None:
         super().__init__(RESPONSE_WINDOW, upstream.outbox)
         self._upstream = upstream
         self._next = 1
-        self._leaving = False
+        self.leaving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -52,22 +56,37 @@ class TritonConnection(Connection):
         self.write(frames.PREFACE + frames.settings(ours))
         self.write(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
-    @property
-    def usable(self) -> bool:
-        """Whether one more stream can be opened."""
-        return (
-            not self.closed
-            and not self._leaving
-            and len(self.streams) < self.peer_streams
-            and self._next <= _LAST_STREAM
-        )
-
     def open(self, owner: Owner, block: bytes) -> Stream:
         """Begin a call."""
         stream = Stream(self, self._next, owner)
         self.streams[self._next] = stream
         self._next += 2
+        self.leaving |= self._next > _LAST_STREAM
         stream.send_headers(block)
+        return stream
+
+    def send_whole(self, block: bytes, data: bytes) -> int:
+        """Send a call from its headers to its end at once, if nothing is in its way.
+
+        Returns:
+            Its stream's id, for `begin_whole`, which follows before anything is read; 0 where it
+            must be sent piece by piece: nothing has been done then.
+        """
+        size = len(data)
+        limit = min(self.peer_frame_size, self.send_window, self.peer_window)
+        if size > limit or len(block) > self.peer_frame_size or self.paused:
+            return 0
+        stream_id, self._next = self._next, self._next + 2
+        self.leaving |= self._next > _LAST_STREAM
+        self.send_window -= size
+        self.send(frames.whole_request(stream_id, block, data))
+        return stream_id
+
+    def begin_whole(self, owner: Owner, stream_id: int, size: int) -> Stream:
+        """The stream of a call that has been sent, with `size` bytes of DATA."""
+        stream = self.streams[stream_id] = Stream(self, stream_id, owner)
+        stream.send_window -= size
+        stream.send_ended = True
         return stream
 
     def on_block(self, stream_id: int, block: Block, *, end: bool) -> None:
@@ -89,20 +108,21 @@ class TritonConnection(Connection):
         trailers = self._headers.known(ending)
         if not message or trailers is None or len(message) > stream.granted:
             return 0
+        self._outbox.more = len(data) - end > TRIFLES
         if not stream.owner.take_whole(stream, block, message, trailers):
             return 0
         self.count_received(len(message))
         return end
 
     def on_goaway(self, last_stream: int) -> None:
-        self._leaving = True
+        self.leaving = True
         for stream in [s for s in self.streams.values() if s.id > last_stream]:
             self.forget(stream)
             stream.owner.on_reset(stream, frames.REFUSED_STREAM)
         self.on_stream_ended()
 
     def on_stream_ended(self) -> None:
-        if not self.streams and (self._leaving or self._next > _LAST_STREAM):
+        if not self.streams and self.leaving:
             self.close()
         elif len(self.streams) == self.peer_streams - 1:
             self._upstream.wake()
@@ -132,7 +152,9 @@ class Upstream:
     def connection(self) -> TritonConnection | None:
         """One that takes another stream, None when that has to be waited for."""
         for connection in self._connections:
-            if connection.usable:
+            if connection.leaving or connection.closed:
+                continue
+            if len(connection.streams) < connection.peer_streams:
                 return connection
         return None
 
