@@ -26,6 +26,8 @@ def choose_trace_id(header: str | None, traceparent: str | None) -> str:
         header: X-Trace-Id, a UUID with or without dashes.
         traceparent: the W3C header.
     """
+    if header is None and traceparent is None:
+        return random_id()
     text = ""
     if header and _UUID.fullmatch(header):
         text = header
