@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import yaml
 
+from controlplane.config_file import yaml_problem
 from controlplane.errors import InvalidModelId, InvalidTaskType, SettingsError
 from controlplane.registry.model import ModelId, TaskType
-from controlplane.settings import yaml_problem
 
 FILE_NAME = "model_configs.yaml"
 _SHIPPED = Path(__file__).with_name(FILE_NAME)

@@ -22,7 +22,7 @@ from controlplane.gateway.rest.schemas import (
     without_nulls,
 )
 from controlplane.registry.engine_choice import parse_choice
-from controlplane.registry.metadata import FACTS
+from controlplane.registry.facts import FACTS
 from controlplane.registry.model import (
     Model,
     ModelChange,
