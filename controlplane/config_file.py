@@ -60,14 +60,7 @@ def _expand_deep(place: str, value: Any, environ: Mapping[str, str]) -> Any:
 
 def _load(path: Path) -> dict[str, Any]:
     """The file's keys and values, as they are written."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(str(path), "is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(str(path), f"is not valid YAML: {yaml_problem(error)}") from error
+    content = read_yaml(path)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -75,7 +68,23 @@ def _load(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def yaml_problem(error: yaml.YAMLError) -> str:
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of the operator's holds.
+
+    Raises:
+        SettingsError: it cannot be read, or is not YAML, with the line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(str(path), "is not UTF-8 text") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(str(path), f"is not valid YAML: {_yaml_problem(error)}") from error
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
     """The problem and its line, in one line."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     text = str(problem or error)
