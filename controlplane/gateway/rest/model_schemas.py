@@ -17,6 +17,7 @@ from controlplane.gateway.rest.schemas import (
     Pagination,
     PrecisionName,
     Request,
+    TrustRemoteCode,
     Version,
     present,
     without_nulls,
@@ -77,13 +78,7 @@ class RegisterModelRequest(Request):
     created_by: str | None = None
     keep_loaded: KeepLoaded = False
     idle_ttl: IdleTtl | None = None
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code)."
-        ),
-    ] = False
+    trust_remote_code: TrustRemoteCode = False
     engine: EngineName | None = None
     precision: PrecisionName | None = None
 

@@ -41,6 +41,13 @@ IdleTtl = Annotated[
         examples=[600],
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    Meta(
+        description="Run code of the repository while it is converted; the server has to allow "
+        "it (allow_remote_code)."
+    ),
+]
 Json = dict[str, Any]
 
 
