@@ -24,7 +24,7 @@ def read_texts(name: str, items: NDArray[Any]) -> list[str]:
     Raises:
         InputError: another shape, not UTF-8, or a text above 100,000 characters.
     """
-    return [_text(f"{name}[{index}]", raw) for index, raw in enumerate(read_bytes(name, items))]
+    return [decoded(f"{name}[{index}]", raw) for index, raw in enumerate(read_bytes(name, items))]
 
 
 def read_bytes(name: str, items: NDArray[Any]) -> list[bytes]:
@@ -56,7 +56,12 @@ def read_one_bytes(name: str, inputs: Mapping[str, Any]) -> bytes:
     return items[0]
 
 
-def _text(where: str, raw: bytes) -> str:
+def decoded(where: str, raw: bytes) -> str:
+    """The text that the bytes are.
+
+    Raises:
+        InputError: naming `where` it is: not UTF-8, or above 100,000 characters.
+    """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
@@ -20,6 +20,7 @@ from backends.errors import BackendError, InputError, RequestAbandoned
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+T = TypeVar("T")
 
 # What Triton takes to deal with a client that has gone away, and much more.
 _SETTLING_SECONDS = 0.5
@@ -61,6 +62,23 @@ def load_failure(error: BackendError) -> Exception:
     """What `initialize` is to raise: Triton gives its text as the load's error."""
     failure: Exception = pb_utils.TritonModelException(str(error))
     return failure
+
+
+def opened(args: Mapping[str, str], open_artefact: Callable[..., T]) -> T:
+    """What `initialize` is to keep: the artefact of the version, opened for its device.
+
+    Args:
+        args: what Triton gives `initialize`.
+        open_artefact: called with the version's folder and `device_id`; raises BackendError.
+
+    Raises:
+        pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
+    """
+    log_to_triton()
+    try:
+        return open_artefact(version_folder(args), device_id=device_id(args))
+    except BackendError as error:
+        raise load_failure(error) from error
 
 
 def parameters(request: Any) -> dict[str, Any]:

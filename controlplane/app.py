@@ -7,12 +7,10 @@ import contextlib
 import gc
 import os
 import signal
-import socket
 import time
 from importlib.metadata import version as distribution_version
 from typing import TYPE_CHECKING
 
-import filelock
 import msgspec
 import psutil
 import structlog
@@ -21,8 +19,9 @@ import uvicorn
 from controlplane.app_lifecycle import Lifecycle
 from controlplane.database_watch import check, keep_watch
 from controlplane.db import append_event, open_db, transaction
-from controlplane.errors import DatabaseUnusable, ModelMoraError, StartupError
+from controlplane.errors import DatabaseUnusable, ModelMoraError
 from controlplane.events import LIFECYCLE, DomainEvent, EventBus
+from controlplane.exclusive import check_free, listen, own_data_dir
 from controlplane.gateway.draining import Draining
 from controlplane.gateway.http_direct import speaking
 from controlplane.gateway.rest import create_app
@@ -47,6 +46,7 @@ from controlplane.triton.embedded import EmbeddedTriton
 from controlplane.triton.external import ExternalTriton
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable, Iterator
 
     from sqlite_utils import Database
@@ -105,12 +105,15 @@ class Application:
 
     async def _start(self) -> None:
         settings = self.settings
-        self._own_data_dir()
+        data_lock = own_data_dir(settings.data_dir)
+        self._exit.callback(data_lock.release)
         _learn_plugins()
         curated.user_list(settings.data_dir)  # what is wrong with it is said now
-        http_socket = self._listen(settings.host, settings.port, "port")
+        http_socket = listen(settings.host, settings.port, "port")
+        self._exit.callback(http_socket.close)
         self.http_port = http_socket.getsockname()[1]
-        self._check_free(settings.host, settings.grpc_port, "grpc_port")
+        # gRPC binds by itself, with a less helpful error and only after Triton has started.
+        check_free(settings.host, settings.grpc_port, "grpc_port")
         server = self._triton()
         await server.begin()  # it comes up while the registry is looked through, and loads nothing
         bus = EventBus()
@@ -169,43 +172,6 @@ class Application:
             await asyncio.gather(watching, return_exceptions=True)
 
         self._exit.push_async_callback(end)
-
-    def _own_data_dir(self) -> None:
-        """Two servers on one data directory would overwrite each other: the second is refused."""
-        directory = self.settings.data_dir
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(directory / "server.lock")
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise StartupError(
-                f"Another ModelMora is running on the data directory {directory}. "
-                "Stop it, or choose another directory with MODELMORA_DATA_DIR."
-            ) from None
-        except OSError as error:
-            raise StartupError(
-                f"The data directory {directory} cannot be written: {error.strerror}. "
-                "Choose another with MODELMORA_DATA_DIR."
-            ) from error
-        self._exit.callback(lock.release)
-
-    def _listen(self, host: str, port: int, key: str) -> socket.socket:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            listening = socket.create_server((host, port), family=family, backlog=1024)
-        except OSError as error:
-            raise _port_error(host, port, key, error) from error
-        self._exit.callback(listening.close)
-        return listening
-
-    def _check_free(self, host: str, port: int, key: str) -> None:
-        """gRPC binds by itself, with a less helpful error and only after Triton has started."""
-        if port:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                socket.create_server((host, port), family=family).close()
-            except OSError as error:
-                raise _port_error(host, port, key, error) from error
 
     def _triton(self) -> TritonServer:
         server: TritonServer
@@ -361,13 +327,6 @@ def _keep(db: Database, event: DomainEvent) -> None:
         # what is wrong with the file was told when it was found
         with contextlib.suppress(DatabaseUnusable), transaction(db):
             append_event(db, event)
-
-
-def _port_error(host: str, port: int, key: str, error: OSError) -> StartupError:
-    return StartupError(
-        f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}. "
-        f"Stop what uses it, or choose another with MODELMORA_{key.upper()}."
-    )
 
 
 def serve(settings: Settings) -> int:

@@ -27,6 +27,28 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = SILENCE_SECONDS
 
 
+class EventLines:
+    """Puts events together, line by line."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._data: list[str] = []
+
+    def take(self, line: str) -> tuple[str, str] | None:
+        """Read one line; the name and data of the event that it completes."""
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            self._name = value
+        elif field == "data":
+            self._data.append(value)
+        elif line == "" and self._data:
+            complete = self._name, "\n".join(self._data)
+            self._name, self._data = "", []
+            return complete
+        return None
+
+
 class Follower:
     """What the events of one operation said so far.
 
@@ -40,15 +62,13 @@ class Follower:
         self.last: Operation | None = None
         self._on_operation = on_operation
         self._deadline = deadline
-        self._data: list[str] = []
+        self._lines = EventLines()
 
     def take(self, line: str) -> bool:
         """Read one line of the stream; True at the operation's end or the deadline."""
-        if line.startswith("data:"):
-            self._data.append(line[5:].removeprefix(" "))
-        elif line == "" and self._data:
-            self._event("\n".join(self._data))
-            self._data = []
+        if (event := self._lines.take(line)) is not None:
+            _, data = event
+            self._event(data)
         ended = self.last is not None and self.last.finished
         return ended or (self._deadline is not None and time.monotonic() >= self._deadline)
 
@@ -76,27 +96,18 @@ class EventReader:
         self.heard = False
         self._on_event = on_event
         self._on_gap = on_gap
-        self._name = ""
-        self._data: list[str] = []
+        self._lines = EventLines()
 
     def begin(self) -> None:
         """Forget what came of an event that the end of a connection cut in two."""
         self.heard = False
-        self._name, self._data = "", []
+        self._lines = EventLines()
 
     def take(self, line: str) -> bool:
         """Read one line; never asks for the stream's end."""
         self.heard = True
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            self._name = value
-        elif field == "data":
-            self._data.append(value)
-        elif line == "" and self._data:
-            name, data = self._name, "\n".join(self._data)
-            self._name, self._data = "", []
-            self._dispatch(name, data)
+        if (event := self._lines.take(line)) is not None:
+            self._dispatch(*event)
         return False
 
     def _dispatch(self, name: str, data: str) -> None:

@@ -13,14 +13,12 @@ import httpx
 import msgspec
 
 from controlplane.client_http import api_error, is_event_stream, unreachable
+from controlplane.client_sse import SILENCE_SECONDS, EventLines
 from controlplane.client_steps import given, spelled
 from controlplane.client_types import InferResult, ModelMoraApiError, ServerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-# The server says something every 15 s; three times nothing, and it is gone.
-_SILENCE_SECONDS = 45.0
 
 
 class InferEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,16 +125,15 @@ def _request(
         "url": f"/api/v1/infer/{spelled(model_id)}",
         "content": msgspec.json.encode(body),
         "headers": {"Content-Type": "application/json", "Accept": "text/event-stream"},
-        "timeout": httpx.Timeout(_SILENCE_SECONDS, connect=5.0),
+        "timeout": httpx.Timeout(SILENCE_SECONDS, connect=5.0),
     }
 
 
 class _Reader:
-    """Puts events together, line by line (WHATWG HTML, §9.2)."""
+    """Reads the stream of one inference."""
 
     def __init__(self) -> None:
-        self._name = ""
-        self._data: list[str] = []
+        self._lines = EventLines()
         self._done = False
 
     def take(self, line: str) -> InferEvent | None:
@@ -145,17 +142,10 @@ class _Reader:
         Raises:
             ModelMoraApiError: the event tells that the inference failed.
         """
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            self._name = value
-        elif field == "data":
-            self._data.append(value)
-        elif line == "" and self._data:
-            name, data = self._name, msgspec.json.decode("\n".join(self._data))
-            self._name, self._data = "", []
-            return self._event(name, data)
-        return None
+        if (event := self._lines.take(line)) is None:
+            return None
+        name, data = event
+        return self._event(name, msgspec.json.decode(data))
 
     def check_end(self, url: str) -> None:
         """The stream may end after its last event only. Raises ServerUnreachable."""

@@ -33,9 +33,9 @@ from controlplane.moments import from_text as from_text  # had from here too, by
 from controlplane.moments import to_text as to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from controlplane.events import DomainEvent
+    from controlplane.events import DomainEvent, EventBus
 
 log = structlog.get_logger(__name__)
 
@@ -258,6 +258,25 @@ def transaction(db: Database) -> Iterator[None]:
             raise
     except sqlite3.OperationalError as error:
         raise _operational(db, error) from error
+
+
+@contextmanager
+def recorded_change(
+    db: Database, bus: EventBus, *, committed: Callable[[], None] = lambda: None
+) -> Iterator[list[DomainEvent]]:
+    """One change: the rows and the events written inside the block, or none of them.
+
+    Args:
+        committed: called before listeners run, which may ask for what has just changed.
+    """
+    events: list[DomainEvent] = []
+    with transaction(db):
+        yield events
+        for event in events:
+            append_event(db, event)
+    committed()
+    for event in events:
+        bus.publish(event)
 
 
 def _operational(db: Database, error: sqlite3.OperationalError) -> Exception:

@@ -17,6 +17,7 @@ import msgspec
 from controlplane.errors import ValidationFailed
 from controlplane.events import DomainEvent
 from controlplane.moments import from_text, to_text
+from controlplane.paging import Page, page_faults
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
 
     from controlplane.events import EventBus
 
-MAX_PAGE_SIZE = 100
 # Events that one round of a follower takes: a resumed stream of thousands must not hold the loop.
 BATCH = 100
 # One event in so many: where fewer match, their own index is the shorter way.
 _SPARSE = 50
 _MAX_NUMBER = 2**63 - 1  # SQLite's integers
-_MAX_PAGE = 10**12
 _LENGTH = 255
 
 
@@ -69,16 +68,6 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
 
-class EventPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of events; `total_pages` is 0 when nothing matches."""
-
-    items: tuple[StoredEvent, ...]
-    page: int
-    page_size: int
-    total_items: int
-    total_pages: int
-
-
 class EventLog:
     """What has happened, out of the store; `close` ends all followers."""
 
@@ -88,7 +77,7 @@ class EventLog:
         self._closed = False
         bus.subscribe(DomainEvent, self._wake)
 
-    def page(self, wanted: EventFilter, *, page: int = 1, page_size: int = 20) -> EventPage:
+    def page(self, wanted: EventFilter, *, page: int = 1, page_size: int = 20) -> Page[StoredEvent]:
         """A page of events, the latest first.
 
         Raises:
@@ -107,12 +96,11 @@ class EventLog:
             f"{where} ORDER BY sequence DESC LIMIT ? OFFSET ?",
             [*params, page_size, (page - 1) * page_size],
         )
-        return EventPage(
+        return Page(
             items=rows,
             page=page,
             page_size=page_size,
             total_items=total,
-            total_pages=-(-total // page_size),
         )
 
     def after(self, sequence: int, wanted: EventFilter, *, limit: int = BATCH) -> list[StoredEvent]:
@@ -212,17 +200,10 @@ def _of_type(text: str) -> list[tuple[str, Any]]:
     return [("event_type >= ?", beginning), ("event_type < ?", beginning + "\U0010ffff")]
 
 
-def _check(wanted: EventFilter, **numbers: int) -> None:
-    limits = {
-        "page": (1, _MAX_PAGE, "must be 1 or more"),
-        "page_size": (1, MAX_PAGE_SIZE, f"must be 1 to {MAX_PAGE_SIZE}"),
-        "after": (0, _MAX_NUMBER, "must be 0 or more: the sequence of an event"),
-    }
-    errors = {
-        name: [limits[name][2]]
-        for name, value in numbers.items()
-        if not limits[name][0] <= value <= limits[name][1]
-    }
+def _check(wanted: EventFilter, *, page: int = 1, page_size: int, after: int = 0) -> None:
+    errors = page_faults(page, page_size)
+    if not 0 <= after <= _MAX_NUMBER:
+        errors["after"] = ["must be 0 or more: the sequence of an event"]
     kind = wanted.event_type
     if kind is not None and (not 0 < len(kind) <= _LENGTH or "*" in kind[:-1]):
         errors["event_type"] = ["must be a type such as model.loaded, or a beginning: model.*"]

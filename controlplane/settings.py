@@ -1,4 +1,4 @@
-"""Settings: defaults < modelmora.yaml < environment < command line.
+"""Settings: defaults < modelmora.yaml (`config_file.py`) < environment < command line.
 
 Every key is written the same way everywhere: `max_memory_mb` in modelmora.yaml,
 `MODELMORA_MAX_MEMORY_MB` in the environment, `--max-memory-mb` on the command line.
@@ -15,17 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 import psutil
-import yaml
 
 from controlplane.cgroups import memory_groups
+from controlplane.config_file import find_config_file, read_settings_section
 from controlplane.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-CONFIG_FILE = "modelmora.yaml"
-# Not a setting: the models that a deployment wants (`registry/catalog_file.py`).
-MODELS_KEY = "models"
 ENV_PREFIX = "MODELMORA_"
 _MB = 1024 * 1024
 
@@ -177,7 +174,7 @@ def load_settings_with_sources(
     environ = os.environ if environ is None else environ
     path = find_config_file(config_file, environ)
     merged: dict[str, _Given] = {}
-    for key, value in (_read_file(path, environ) if path else {}).items():
+    for key, value in (read_settings_section(path, environ) if path else {}).items():
         merged[key] = _Given(key, value, str(path))
     for name, text in environ.items():
         if name.startswith(ENV_PREFIX) and name not in _OTHER_ENV:
@@ -199,82 +196,6 @@ class _Given(NamedTuple):
     written: str
     value: Any
     source: str
-
-
-def find_config_file(config_file: Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The file that will be read: the one named, else ./modelmora.yaml if it exists, else None."""
-    named = config_file or environ.get("MODELMORA_CONFIG")
-    if named:
-        return Path(named)
-    default = Path(CONFIG_FILE)
-    return default if default.exists() else None
-
-
-def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
-    content = _load(path)
-    content.pop(MODELS_KEY, None)
-    return {key: _expand(key, value, environ) for key, value in content.items()}
-
-
-def read_models_section(path: Path, environ: Mapping[str, str]) -> Any:
-    """What the file has under `models:`, `${…}` replaced; None when it has none.
-
-    Raises:
-        SettingsError: the file cannot be read, or a variable is not set, naming the place.
-    """
-    return _expand_deep(MODELS_KEY, _load(path).get(MODELS_KEY), environ)
-
-
-def _expand_deep(place: str, value: Any, environ: Mapping[str, str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _expand_deep(f"{place}.{key}", item, environ) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_expand_deep(f"{place}[{i}]", item, environ) for i, item in enumerate(value)]
-    return _expand(place, value, environ)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The file's keys and values, as they are written."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(str(path), "is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(str(path), f"is not valid YAML: {yaml_problem(error)}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise SettingsError(str(path), "must hold keys and values at its top level")
-    return {str(key): value for key, value in content.items()}
-
-
-def yaml_problem(error: yaml.YAMLError) -> str:
-    """The problem and its line, in one line."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    text = str(problem or error)
-    return " ".join((f"line {mark.line + 1}: {text}" if mark else text).split())
-
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-def _expand(key: str, value: Any, environ: Mapping[str, str]) -> Any:
-    """`${NAME}` and `${NAME:-default}` replaced from the environment (domain §10.2)."""
-    if isinstance(value, list):
-        return [_expand(key, item, environ) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def replacement(match: re.Match[str]) -> str:
-        name, default = match.groups()
-        found = environ.get(name) or default
-        if found is None:
-            raise SettingsError(key, f"uses ${{{name}}}, which is not set in the environment")
-        return found
-
-    return _VARIABLE.sub(replacement, value)
 
 
 # Settings with a list value are written with commas in the environment.

@@ -52,12 +52,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         pipe, variant = _load(conversion, pipeline)
         conversion.events.progress("verify", 0.0, "making a small picture in one step")
         small = _try(pipe, conversion.task)
-        conversion.events.progress("write", 0.0, "packaging the model's files")
-        package(
-            conversion.source,
-            conversion.output,
-            lambda share: conversion.events.progress("write", 0.9 * share, "packaging"),
-        )
+        package(conversion)
         manifest = _manifest(conversion, pipe, variant, small, precision)
         return write_manifest(conversion.output, manifest)
 

@@ -146,7 +146,20 @@ def load_model(
     Raises:
         ArtifactNotAccessible: as `load_transformer`.
     """
-    names = ", ".join(file.name for file in weights.files[:2])
+    model, missing = read_model(kind, folder, config, weights, trusted=trusted)
+    _require_complete(missing, weights.names, pooler_used=pooler_used)
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def read_model(
+    kind: Any, folder: Path, config: Any, weights: Weights, *, trusted: bool
+) -> tuple[Any, set[str]]:
+    """A model in float32 with plain attention, and the names of what its weights lack.
+
+    Raises:
+        ArtifactNotAccessible: they cannot be read.
+    """
     try:
         model, report = kind.from_pretrained(
             folder,
@@ -160,11 +173,9 @@ def load_model(
         )
     except Exception as error:
         raise ArtifactNotAccessible(
-            f"{names} and config.json do not give a model: {one_line(error)}."
+            f"{weights.names} and config.json do not give a model: {one_line(error)}."
         ) from error
-    _require_complete(report["missing_keys"], names, pooler_used=pooler_used)
-    loaded: nn.Module = model.eval()
-    return loaded
+    return model, report["missing_keys"]
 
 
 def _require_complete(missing: set[str], names: str, *, pooler_used: bool) -> None:

@@ -49,12 +49,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
         pipe = _load(conversion, weights)
         conversion.events.progress("verify", 0.0, "answering a small request")
         _try(pipe, conversion.task)
-        conversion.events.progress("write", 0.0, "packaging the model's files")
-        package(
-            conversion.source,
-            conversion.output,
-            lambda share: conversion.events.progress("write", 0.9 * share, "packaging"),
-        )
+        package(conversion)
         manifest = _manifest(conversion, pipe, weights, precision)
         return write_manifest(conversion.output, manifest)
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from converters.conversion import fresh_output
 from converters.errors import ExportFailed, one_line
-from converters.packaging import MODEL_FOLDER, package
-from converters.weights import find_weights
+from converters.packaging import MODEL_FOLDER, packaged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,19 +51,7 @@ def convert(conversion: Conversion) -> dict[str, Any]:
     Raises:
         ConversionError: its subclass tells why; the output is gone then.
     """
-    weights = find_weights(conversion.source, allow_pickle=conversion.allow_pickle)
-    with fresh_output(conversion.output):
-        conversion.events.progress("load", 0.0, "loading torch and transformers")
-        manifest = _checked(conversion, weights)
-        conversion.events.progress("write", 0.0, "packaging the model's files")
-        package(
-            conversion.source,
-            conversion.output,
-            lambda share: conversion.events.progress("write", share, "packaging"),
-        )
-        from converters.manifest import write_manifest
-
-        return write_manifest(conversion.output, manifest)
+    return packaged(conversion, _checked)
 
 
 def _checked(conversion: Conversion, weights: Weights) -> dict[str, Any]:

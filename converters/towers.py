@@ -17,6 +17,7 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from converters.errors import ArtifactNotAccessible, ExportFailed, one_line
+from converters.loading import read_model
 from converters.sentence_model import read_json
 
 if TYPE_CHECKING:
@@ -177,24 +178,9 @@ def load_image_model(
         ArtifactNotAccessible: the weights cannot be read, or lack parts of the architecture.
         ExportFailed: it takes no pictures, or gives no vector for one.
     """
-    names = ", ".join(file.name for file in weights.files[:2])
-    try:
-        model, report = _class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=weights.safe,
-            trust_remote_code=trusted,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ArtifactNotAccessible(
-            f"{names} and config.json do not give a model: {one_line(error)}."
-        ) from error
+    model, missing = read_model(_class(config), folder, config, weights, trusted=trusted)
     model.eval()
-    return ImageModel(model, _output(model, config.model_type, report["missing_keys"], names))
+    return ImageModel(model, _output(model, config.model_type, missing, weights.names))
 
 
 def _class(config: Any) -> Any:

@@ -33,6 +33,11 @@ class Weights:
     elements: int
     dtype: str | None
 
+    @property
+    def names(self) -> str:
+        """The first files' names, for messages."""
+        return ", ".join(file.name for file in self.files[:2])
+
 
 def find_weights(folder: Path, *, allow_pickle: bool) -> Weights:
     """The weights that transformers would load: safetensors before pickles, shards by index.

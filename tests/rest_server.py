@@ -1,7 +1,7 @@
 """A real HTTP server that gives recorded REST answers, for tests of the client and the CLI.
 
-The bodies are the contract of docs/rest-api.md; `tests/integration/test_cli_real.py` runs the same
-commands against ModelMora itself, so that this file cannot drift away from it.
+The bodies are as the API's OpenAPI document describes them; `tests/integration/test_cli_real.py`
+runs the same commands against ModelMora itself, so that this file cannot drift away from it.
 """
 
 from __future__ import annotations

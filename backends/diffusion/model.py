@@ -28,12 +28,7 @@ class TritonPythonModel:
         Raises:
             pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
         """
-        triton.log_to_triton()
-        folder, device_id = triton.version_folder(args), triton.device_id(args)
-        try:
-            self._painter = Painter.open(folder, device_id=device_id)
-        except BackendError as error:
-            raise triton.load_failure(error) from error
+        self._painter = triton.opened(args, Painter.open)
         self._queue: OneByOne[tuple[PictureRequest, Any]] = OneByOne(self._paint)
 
     def execute(self, requests: Sequence[Any]) -> None:

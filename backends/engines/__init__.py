@@ -129,3 +129,25 @@ def open_engine(
     return open_graph(
         model_file, input_names, output_names, precision=precision, device_id=device_id
     )
+
+
+def require_names(
+    file_name: str,
+    inputs: set[str],
+    outputs: set[str],
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+) -> None:
+    """For engines: hold a graph's `inputs` and `outputs` against those that its manifest names.
+
+    Raises:
+        EngineError: it takes others, or lacks an output.
+    """
+    if inputs != set(input_names):
+        raise EngineError(
+            f"{file_name} takes {', '.join(sorted(inputs))}, "
+            f"but its manifest says {', '.join(sorted(input_names))}."
+        )
+    for name in output_names:
+        if name not in outputs:
+            raise EngineError(f"{file_name} has no output {name!r}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.engines import BatchCost
+from backends.engines import BatchCost, require_names
 from backends.errors import EngineError
 from backends.machine import cuda_devices, return_free_memory, usable_cores
 
@@ -90,7 +90,9 @@ def open_graph(
     engine = _open_on_cuda(model_file, output_names, device_id) or _open_on_cpu(
         model_file, output_names
     )
-    _check_names(engine, model_file.name, input_names, output_names)
+    inputs = {tensor.name for tensor in engine._session.get_inputs()}
+    outputs = {tensor.name for tensor in engine._session.get_outputs()}
+    require_names(model_file.name, inputs, outputs, input_names, output_names)
     return engine
 
 
@@ -150,24 +152,6 @@ def _session(model_file: Path, providers: Sequence[Any], *, threads: int) -> Any
         return onnxruntime.InferenceSession(str(model_file), options, providers=list(providers))
     except _FAILURES as error:
         raise EngineError(f"ONNX Runtime cannot open {model_file.name}: {_line(error)}") from error
-
-
-def _check_names(
-    engine: OnnxRuntimeEngine,
-    file_name: str,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-) -> None:
-    inputs = {tensor.name for tensor in engine._session.get_inputs()}
-    outputs = {tensor.name for tensor in engine._session.get_outputs()}
-    if inputs != set(input_names):
-        raise EngineError(
-            f"{file_name} takes {', '.join(sorted(inputs))}, "
-            f"but its manifest says {', '.join(sorted(input_names))}."
-        )
-    for name in output_names:
-        if name not in outputs:
-            raise EngineError(f"{file_name} has no output {name!r}.")
 
 
 @contextlib.contextmanager

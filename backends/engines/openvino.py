@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from backends.engines import BatchCost
+from backends.engines import BatchCost, require_names
 from backends.errors import EngineError
 from backends.lanes import beside_others
 from backends.machine import return_free_memory, usable_cores
@@ -147,7 +147,9 @@ def open_graph(
         lanes = Lanes(1, usable_cores())
     try:
         model = core.read_model(model_file)
-        _check_names(model, model_file.name, input_names, output_names)
+        inputs = {tensor.any_name for tensor in model.inputs}
+        outputs = {name for tensor in model.outputs for name in tensor.names}
+        require_names(model_file.name, inputs, outputs, input_names, output_names)
         wide = core.compile_model(model, DEVICE, _config(hint, Lanes(1, usable_cores())))
         narrow = None
         if lanes.count > 1:
@@ -198,21 +200,6 @@ def _config(hint: str, lanes: Lanes) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": str(_KERNELS_KEPT),
     }
-
-
-def _check_names(
-    model: Any, file_name: str, input_names: Sequence[str], output_names: Sequence[str]
-) -> None:
-    inputs = {tensor.any_name for tensor in model.inputs}
-    outputs = {name for tensor in model.outputs for name in tensor.names}
-    if inputs != set(input_names):
-        raise EngineError(
-            f"{file_name} takes {', '.join(sorted(inputs))}, "
-            f"but its manifest says {', '.join(sorted(input_names))}."
-        )
-    for name in output_names:
-        if name not in outputs:
-            raise EngineError(f"{file_name} has no output {name!r}.")
 
 
 def _and(names: Sequence[str]) -> str:

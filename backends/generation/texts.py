@@ -6,11 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import InputError
+from backends.request_texts import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MAX_CHARACTERS = 100_000
 MAX_MESSAGES = 1000
 
 Message = dict[str, Any]
@@ -24,17 +24,7 @@ def read_text(raw: Any, name: str) -> str:
     """
     if not isinstance(raw, bytes):
         raise InputError(f"{name} must hold BYTES, got {type(raw).__name__}.")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not valid UTF-8: {error.reason} at byte {error.start}."
-        ) from error
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(
-            f"{name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed."
-        )
-    return text
+    return decoded(name, raw)
 
 
 def read_messages(raw: Any) -> list[Message]:

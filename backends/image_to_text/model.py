@@ -32,12 +32,7 @@ class TritonPythonModel:
         Raises:
             pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
         """
-        triton.log_to_triton()
-        folder, device_id = triton.version_folder(args), triton.device_id(args)
-        try:
-            self._describer = Describer.open(folder, device_id=device_id)
-        except BackendError as error:
-            raise triton.load_failure(error) from error
+        self._describer = triton.opened(args, Describer.open)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests of one execution; a bad one fails alone."""

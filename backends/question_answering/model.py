@@ -29,12 +29,7 @@ class TritonPythonModel:
         Raises:
             pb_utils.TritonModelException: in one sentence, which Triton gives as load error.
         """
-        triton.log_to_triton()
-        folder, device_id = triton.version_folder(args), triton.device_id(args)
-        try:
-            self._reader = Reader.open(folder, device_id=device_id)
-        except BackendError as error:
-            raise triton.load_failure(error) from error
+        self._reader = triton.opened(args, Reader.open)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer all requests of one execution; a bad one fails alone."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import InputError
+from backends.request_texts import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from backends.text_embedding.artefact import TextEmbeddingArtefact
-
-MAX_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,7 @@ def _decode(texts: NDArray[Any]) -> Sequence[str]:
 def _text(index: int, raw: Any) -> str:
     if not isinstance(raw, bytes):
         raise InputError(f"text_input must hold BYTES, got {type(raw).__name__}.")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"Text {index} is not valid UTF-8: {error.reason} at byte {error.start}."
-        ) from error
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(
-            f"Text {index} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed."
-        )
-    return text
+    return decoded(f"Text {index}", raw)
 
 
 def _normalize(asked: Any, artefact: TextEmbeddingArtefact) -> bool:

@@ -42,9 +42,9 @@ def _entries(path: str | None) -> tuple[Path, tuple[CatalogEntry, ...]]:
         SettingsError: the file is wrong, naming the place.
         click.UsageError: there is no file, or it lists nothing.
     """
+    from controlplane.config_file import find_config_file
     from controlplane.registry import plugins
     from controlplane.registry.catalog_file import read_catalog
-    from controlplane.settings import find_config_file
 
     file = find_config_file(Path(path) if path else None, os.environ)
     if file is None:

@@ -146,8 +146,9 @@ def validate(path: str | None, as_json: bool) -> None:
     Example:
       modelmora config validate --file modelmora.yaml
     """
+    from controlplane.config_file import find_config_file
     from controlplane.registry.catalog_file import read_catalog
-    from controlplane.settings import find_config_file, load_settings
+    from controlplane.settings import load_settings
 
     file = find_config_file(Path(path) if path else None, os.environ)
     load_settings(config_file=file)

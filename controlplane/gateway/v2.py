@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import re
 import time
@@ -16,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import structlog
 
-from controlplane.errors import InferenceFailed, InferenceTimeout, InvalidInput, ModelMoraError
+from controlplane.errors import InferenceFailed, InvalidInput, ModelMoraError
 from controlplane.events import InferenceFinished
 from controlplane.gateway.errors import ClientGone, NotOffered
 from controlplane.gateway.trace import name_model
+from controlplane.inference import again
 from controlplane.inference.tasks.limits import MAX_TIMEOUT_SECONDS
 from controlplane.lifecycle.scheduler import DEFAULT_PRIORITY
-from controlplane.lifecycle.state import ModelState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Iterator, Sequence
@@ -55,15 +56,11 @@ CLASSIFICATION = "classification"
 _MAX_RANK = 32
 _MAX_DIMENSION = 2**31 - 1
 _MAX_ELEMENTS = 2**40  # more than any request can hold, and far from 64 bits
-NOT_OFFERED = "is a part of Triton's protocol that ModelMora does not serve yet"
 SHARED_MEMORY_OFF = (
     "shared memory is off: with it Triton reads and writes memory that clients name. The setting "
     "allow_shared_memory turns it on where all clients are trusted."
 )
 LOWEST_PRIORITY = 4
-# How long a death that a request has met may take to be seen by those who watch, in seconds.
-NOTICE_SECONDS = 5.0
-_NOTICE_POLL = 0.02
 # Triton's texts where a request was not run: a dead process, or a model that has just left.
 _NOT_RUN = re.compile(
     r"stub process .*is not healthy|is unhealthy and it will be restarted"
@@ -196,18 +193,6 @@ def model_is_ready(services: Services, name: str, version: str | None) -> bool:
     return server_is_ready(services)
 
 
-def seconds_left(servable: Servable, deadline: float, timeout: float) -> float:
-    """Time until `deadline` on the event loop's clock.
-
-    Raises:
-        InferenceTimeout: there is none; `timeout` is what the request had, for the message.
-    """
-    left = deadline - asyncio.get_running_loop().time()
-    if left <= 0:
-        raise InferenceTimeout(servable.model_id, timeout)
-    return left
-
-
 def terms(default_timeout: float, *, priority: int = 0, timeout_us: int = 0) -> Terms:
     """Triton's request parameters `priority` and `timeout` as terms of a lease.
 
@@ -289,27 +274,9 @@ def note_loss(services: Services, leased: Servable, lost: AnswerLost, *, twice: 
 async def until_noticed(
     services: Services, servable: Servable, began: float, deadline: float
 ) -> None:
-    """Wait until those who watch have seen a death, so that a new lease waits for healing.
-
-    Args:
-        began: `time.time()` when the lease on the dead process was taken.
-        deadline: on the event loop's clock; after NOTICE_SECONDS nobody is waited for any more.
-    """
-    loop = asyncio.get_running_loop()
-    end = min(deadline, loop.time() + NOTICE_SECONDS)
-    while loop.time() < end:
-        if _is_noticed(services, servable, began):
-            return
-        await asyncio.sleep(_NOTICE_POLL)
-
-
-def _is_noticed(services: Services, servable: Servable, began: float) -> bool:
-    if not server_is_ready(services):
-        return True
-    view = services.scheduler.view(servable.model_id)
-    if view is None or view.state is not ModelState.LOADED or view.loaded_at is None:
-        return True
-    return view.loaded_at.timestamp() > began or view.triton_version != servable.triton_version
+    """As `again.until_noticed`; also until the server is seen to be gone, if that was it."""
+    up = functools.partial(server_is_ready, services)
+    await again.until_noticed(services.scheduler, servable, began, deadline, server_is_up=up)
 
 
 def note_refusal(

@@ -10,10 +10,11 @@ import structlog
 from controlplane.errors import ModelMoraError
 from controlplane.gateway.asgi import Reply
 from controlplane.gateway.errors import GENERIC_MESSAGE, V2_HTTP_STATUS, lookup, retry_after
-from controlplane.gateway.v2_checks import check_answer, decompress, decompress_begin
+from controlplane.gateway.v2_checks import check_answer
+from controlplane.gateway.v2_compression import decompress, decompress_begin
 
 if TYPE_CHECKING:
-    from controlplane.gateway.upstream import Answer, Headers
+    from controlplane.gateway.upstream_connection import Answer, Headers
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from controlplane.gateway import v2
-    from controlplane.gateway.upstream import Answer
+    from controlplane.gateway.upstream_connection import Answer
     from controlplane.lifecycle.lease import Lease
 
 

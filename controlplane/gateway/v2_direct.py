@@ -23,7 +23,7 @@ from controlplane.gateway import v2
 from controlplane.gateway.errors import ClientGone
 from controlplane.gateway.http import CLIENT_GONE, log_access
 from controlplane.gateway.trace import choose_trace_id
-from controlplane.gateway.upstream import UpstreamTimeout
+from controlplane.gateway.upstream_connection import UpstreamTimeout
 from controlplane.gateway.v2_answers import checked_reply, error_reply, error_text, mended
 from controlplane.gateway.v2_begun import Begun
 from controlplane.gateway.v2_checks import check_infer_body
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from controlplane.gateway.asgi import Reply
     from controlplane.gateway.services import Services
-    from controlplane.gateway.upstream import Answer, Connection, UpstreamLost
+    from controlplane.gateway.upstream_connection import Answer, Connection, UpstreamLost
     from controlplane.gateway.v2_checks import Checked
     from controlplane.gateway.v2_plans import Plan
     from controlplane.gateway.v2_relay import Relay

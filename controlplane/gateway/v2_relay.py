@@ -13,7 +13,8 @@ from controlplane.errors import (
 )
 from controlplane.gateway import v2
 from controlplane.gateway.errors import ClientGone
-from controlplane.gateway.upstream import WHOLE, Answer, Upstream, UpstreamLost, UpstreamTimeout
+from controlplane.gateway.upstream import Upstream
+from controlplane.gateway.upstream_connection import WHOLE, Answer, UpstreamLost, UpstreamTimeout
 from controlplane.gateway.v2_answers import NOT_FORWARDED, checked_reply, error_text, returned
 
 if TYPE_CHECKING:

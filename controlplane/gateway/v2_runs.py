@@ -20,7 +20,7 @@ from controlplane.errors import (
 )
 from controlplane.gateway import v2
 from controlplane.gateway.asgi import BEGUN, Reply, announced_length, body_of, header, next_chunk
-from controlplane.gateway.upstream import UpstreamLost, UpstreamTimeout
+from controlplane.gateway.upstream_connection import UpstreamLost, UpstreamTimeout
 from controlplane.gateway.v2_answers import HEADER_LENGTH, check_begun, is_json, mended
 from controlplane.gateway.v2_checks import (
     Checked,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from controlplane.gateway.asgi import Receive, Scope, Send
     from controlplane.gateway.services import Services
-    from controlplane.gateway.upstream import Answer
+    from controlplane.gateway.upstream_connection import Answer
     from controlplane.gateway.v2_begun import Begun
     from controlplane.registry.model import Servable
 

@@ -18,13 +18,21 @@ Buffer = bytes | memoryview
 MODEL_NAME = 1
 MODEL_VERSION = 2
 
-VARINT, _FIXED64, LENGTH, _START_GROUP, _END_GROUP, _FIXED32 = 0, 1, 2, 3, 4, 5
+VARINT, FIXED64, LENGTH, _START_GROUP, _END_GROUP, FIXED32 = 0, 1, 2, 3, 4, 5
+_64_BITS = 2**64 - 1
 _MAX_TAG = 2**32 - 1
 _MAX_GROUP_DEPTH = 100
 
 
 class MalformedMessage(ValueError):
     """The bytes are not a protobuf message."""
+
+
+class CutOff(MalformedMessage):
+    """The bytes end within a field: the rest may yet come (`field_walk.py`)."""
+
+    def __init__(self) -> None:
+        super().__init__("the message is cut off")
 
 
 class Names(NamedTuple):
@@ -119,11 +127,14 @@ def fields(message: Buffer) -> Iterator[Field]:
         MalformedMessage: where the encoding breaks.
     """
     at = 0
-    while at < len(message):
-        number, wire_type, at = _tag(message, at)
-        start, end, after = _value(message, at, number, wire_type, depth=0)
-        yield Field(number, wire_type, start, end)
-        at = after
+    try:
+        while at < len(message):
+            number, wire_type, at = _tag(message, at)
+            start, end, after = _value(message, at, number, wire_type, depth=0)
+            yield Field(number, wire_type, start, end)
+            at = after
+    except CutOff as error:  # all of it is here: nobody may wait for the rest
+        raise MalformedMessage(str(error)) from None
 
 
 def _tag(message: Buffer, at: int) -> tuple[int, int, int]:
@@ -146,12 +157,12 @@ def _value(
     elif wire_type == LENGTH:
         length, start = decoded_varint(message, at)
         end = start + length
-    elif wire_type in (_FIXED64, _FIXED32):
-        end = at + (8 if wire_type == _FIXED64 else 4)
+    elif wire_type in (FIXED64, FIXED32):
+        end = at + (8 if wire_type == FIXED64 else 4)
     else:
         raise MalformedMessage("a field has an impossible type")
     if end > len(message):
-        raise MalformedMessage("the message is cut off")
+        raise CutOff
     return start, end, end
 
 
@@ -167,25 +178,47 @@ def _group(message: Buffer, at: int, number: int, depth: int) -> tuple[int, int]
                 raise MalformedMessage("a group ends that has not begun")
             return end, at
         at = _value(message, at, inner, wire_type, depth)[2]
-    raise MalformedMessage("the message is cut off")
+    raise CutOff
 
 
 def decoded_varint(message: Buffer, at: int) -> tuple[int, int]:
     """The number that begins there, and where it ends.
 
     Raises:
-        MalformedMessage: it is cut off or too long.
+        CutOff: the message ends before it.
+        MalformedMessage: it is too long.
     """
-    value = 0
-    for shift in range(0, 70, 7):
+    if at >= len(message):
+        raise CutOff
+    value = message[at]
+    at += 1
+    if value < 0x80:  # most are this short
+        return value, at
+    value &= 0x7F
+    for shift in range(7, 70, 7):
         if at >= len(message):
-            raise MalformedMessage("the message is cut off")
+            raise CutOff
         byte = message[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value & _64_BITS, at
     raise MalformedMessage("a number is too long")
+
+
+def packed_varints(value: Buffer) -> Iterator[int]:
+    """The numbers of a packed repeated field.
+
+    Raises:
+        MalformedMessage: the last one is cut off, or one is too long.
+    """
+    at = 0
+    try:
+        while at < len(value):
+            number, at = decoded_varint(value, at)
+            yield number
+    except CutOff:
+        raise MalformedMessage("a list of numbers is cut off") from None
 
 
 def _text(value: Buffer) -> str:

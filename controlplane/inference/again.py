@@ -1,7 +1,8 @@
 """A request whose process or server died before it was answered is run once more.
 
-The rule of the gateway (`gateway/v2.py`, which has answers in bytes) for requests that are run from
-here. Nothing of an answer has been passed on when it applies, so nobody can tell but by the time.
+The rule for requests that are run from here; the gateway (`gateway/v2.py`) has one like it for
+answers in bytes. Nothing of an answer has been passed on when it applies, so nobody can tell but by
+the time.
 """
 
 from __future__ import annotations
@@ -80,18 +81,24 @@ def was_lost(error: ModelMoraError) -> bool:
 
 
 async def until_noticed(
-    scheduler: Scheduler, servable: Servable, began: float, deadline: float
+    scheduler: Scheduler,
+    servable: Servable,
+    began: float,
+    deadline: float,
+    *,
+    server_is_up: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Wait until those who watch have seen the death, so that a new lease waits for healing.
+    """Wait until those who watch have seen a death, so that a new lease waits for healing.
 
     Args:
         began: `time.time()` when the lease on the dead process was taken.
         deadline: on the event loop's clock; after NOTICE_SECONDS nobody is waited for any more.
+        server_is_up: False once the loss of the whole server was seen.
     """
     loop = asyncio.get_running_loop()
     end = min(deadline, loop.time() + NOTICE_SECONDS)
     while loop.time() < end:
-        if _is_noticed(scheduler, servable, began):
+        if not server_is_up() or _is_noticed(scheduler, servable, began):
             return
         await asyncio.sleep(_NOTICE_POLL)
 

@@ -15,6 +15,7 @@ from controlplane.errors import (
     VersionNotFound,
 )
 from controlplane.moments import from_text
+from controlplane.paging import Page, page_faults
 from controlplane.registry.model import (
     SHORT,
     Model,
@@ -33,19 +34,6 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
     from controlplane.registry.rows import Row
-
-MAX_PAGE_SIZE = 100
-_MAX_PAGE = 10**12  # far beyond any catalog, and page * page_size still fits SQLite's integers
-
-
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of a list of models; `total_pages` is 0 when nothing matches."""
-
-    items: tuple[Model, ...]
-    page: int
-    page_size: int
-    total_items: int
-    total_pages: int
 
 
 def find(db: Database, name: str) -> Model:
@@ -70,7 +58,7 @@ def search(
     search_text: str | None,
     page: int,
     page_size: int,
-) -> Page:
+) -> Page[Model]:
     """Models that match every given filter, by model id.
 
     Args:
@@ -103,7 +91,6 @@ def search(
         page=page,
         page_size=page_size,
         total_items=total,
-        total_pages=-(-total // page_size),
     )
 
 
@@ -132,11 +119,7 @@ def _pattern(text: str) -> str:
 
 
 def _check_page(status: str | None, page: int, page_size: int) -> None:
-    errors = {}
-    if not 1 <= page <= _MAX_PAGE:
-        errors["page"] = ["must be 1 or more"]
-    if not 1 <= page_size <= MAX_PAGE_SIZE:
-        errors["page_size"] = [f"must be 1 to {MAX_PAGE_SIZE}"]
+    errors = page_faults(page, page_size)
     known = [item.value for item in VersionStatus]
     if status is not None and status not in known:
         errors["status"] = [f"must be one of {', '.join(known)}"]

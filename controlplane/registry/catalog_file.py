@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from controlplane.config_file import MODELS_KEY, read_models_section
 from controlplane.errors import ModelMoraError, SettingsError, ValidationFailed
 from controlplane.registry.model import (
     ModelId,
@@ -30,7 +31,6 @@ from controlplane.registry.model import (
     TaskType,
     check_new_model,
 )
-from controlplane.settings import MODELS_KEY, read_models_section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

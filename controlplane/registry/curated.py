@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
+from controlplane.config_file import read_yaml
 from controlplane.errors import InvalidModelId, InvalidTaskType, SettingsError
 from controlplane.registry.model import ModelId, TaskType
-from controlplane.settings import yaml_problem
 
 FILE_NAME = "model_configs.yaml"
 _SHIPPED = Path(__file__).with_name(FILE_NAME)
@@ -75,14 +74,7 @@ def read_list(path: Path) -> dict[str, CuratedModel]:
     Raises:
         SettingsError: naming the file and the entry.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(str(path), f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(str(path), "is not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(str(path), f"is not valid YAML: {yaml_problem(error)}") from error
+    content = read_yaml(path)
     models = content.get("models") if isinstance(content, dict) else content
     if not (models is None or isinstance(models, dict)) or (
         isinstance(content, dict) and set(content) - {"models"}

@@ -19,14 +19,9 @@ from controlplane.registry.blobs import BlobCache
 from controlplane.registry.conversion import CONVERTER, convert
 from controlplane.registry.curated import curated_facts
 from controlplane.registry.disk import remove_tree, reporting_full_disk, require_space
+from controlplane.registry.facts import FACTS, explicit_in, merged, to_metadata
 from controlplane.registry.files import FetchedSource, Progress, SourceFile, source_checksum
-from controlplane.registry.metadata import (
-    FACTS,
-    explicit_in,
-    merged,
-    read_folder,
-    to_metadata,
-)
+from controlplane.registry.metadata import read_folder
 from controlplane.registry.model import Model, ModelId, ModelVersion, TaskType, VersionStatus
 from controlplane.registry.pending_looks import PendingLooks
 from controlplane.registry.ready_artefact import prepare

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import append_event, transaction
+from controlplane.db import recorded_change
 from controlplane.errors import (
     ConcurrentModification,
     InvalidLock,
@@ -32,7 +31,7 @@ from controlplane.registry.model import ResourceRequirements
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from sqlite_utils import Database
 
@@ -192,15 +191,8 @@ class LockStore:
 
     # -- rows --------------------------------------------------------------------------------
 
-    @contextmanager
-    def _change(self) -> Iterator[list[DomainEvent]]:
-        events: list[DomainEvent] = []
-        with transaction(self._db):
-            yield events
-            for event in events:
-                append_event(self._db, event)
-        for event in events:
-            self._bus.publish(event)
+    def _change(self) -> AbstractContextManager[list[DomainEvent]]:
+        return recorded_change(self._db, self._bus)
 
     def _write_content(self, lock_id: str, version: int, document: LockDocument) -> None:
         self._db.execute("DELETE FROM locked_model_entry WHERE lock_id = ?", [lock_id])

@@ -19,9 +19,10 @@ import msgspec
 from controlplane.errors import ArtifactNotAccessible, DownloadFailed
 from controlplane.registry import metadata, ready_source
 from controlplane.registry.disk import remove_tree
+from controlplane.registry.facts import Facts
 from controlplane.registry.files import MODULES, FetchedSource
 from controlplane.registry.local import directory_of
-from controlplane.registry.metadata import CONFIG, LARGEST_SMALL_FILE, SMALL_FILES, Facts
+from controlplane.registry.metadata import CONFIG, LARGEST_SMALL_FILE, SMALL_FILES
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.remote_code import refuse_untrusted

@@ -10,7 +10,7 @@ import msgspec
 from controlplane.db import from_text, to_text, transaction
 from controlplane.errors import ValidationFailed
 from controlplane.events import utc_now
-from controlplane.registry.catalog import MAX_PAGE_SIZE
+from controlplane.paging import Page, page_faults
 from controlplane.registry.rows import query
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from controlplane.registry.rows import Row
 
 KEPT = 200  # rows of a version
-_MAX_PAGE = 10**12
 
 Reason = Literal["load", "change"]
 
@@ -42,16 +41,6 @@ class MemoryRecord(msgspec.Struct, frozen=True, kw_only=True):
     peak_mb: float
     gpu_mb: float | None
     reason: Reason
-
-
-class MemoryPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of records, the newest first; `total_pages` is 0 when there are none."""
-
-    items: tuple[MemoryRecord, ...]
-    page: int
-    page_size: int
-    total_items: int
-    total_pages: int
 
 
 class MemoryHistory:
@@ -85,7 +74,9 @@ class MemoryHistory:
                 [version_id, version_id, self._kept],
             )
 
-    def page(self, version_ids: Sequence[str], *, page: int = 1, page_size: int = 20) -> MemoryPage:
+    def page(
+        self, version_ids: Sequence[str], *, page: int = 1, page_size: int = 20
+    ) -> Page[MemoryRecord]:
         """A page of the records of some versions, the newest first.
 
         Args:
@@ -95,7 +86,8 @@ class MemoryHistory:
         Raises:
             ValidationFailed: naming the argument that breaks a rule.
         """
-        _check(page, page_size)
+        if errors := page_faults(page, page_size):
+            raise ValidationFailed(errors)
         marks = ", ".join("?" for _ in version_ids)
         where = f"FROM memory_history AS h WHERE version_id IN ({marks})"
         total = query(self._db, f"SELECT count(*) AS n {where}", version_ids)[0]["n"]
@@ -105,23 +97,12 @@ class MemoryHistory:
             f" AS version {where} ORDER BY id DESC LIMIT ? OFFSET ?",
             [*version_ids, page_size, (page - 1) * page_size],
         )
-        return MemoryPage(
+        return Page(
             items=tuple(_record(row) for row in rows),
             page=page,
             page_size=page_size,
             total_items=total,
-            total_pages=-(-total // page_size),
         )
-
-
-def _check(page: int, page_size: int) -> None:
-    rules = {
-        "page": (1 <= page <= _MAX_PAGE, "must be 1 or more"),
-        "page_size": (1 <= page_size <= MAX_PAGE_SIZE, f"must be 1 to {MAX_PAGE_SIZE}"),
-    }
-    errors = {name: [text] for name, (holds, text) in rules.items() if not holds}
-    if errors:
-        raise ValidationFailed(errors)
 
 
 def _record(row: Row) -> MemoryRecord:

@@ -1,28 +1,27 @@
 """What a model's own files say about it: task, dimensions, length, parameters, licence. No network.
 
-Each value is a `Fact` with where it comes from. Files come first, the curated list (`curated.py`)
-fills the gaps, what the user said wins over both (`merged`). Nothing here raises: a file that is
-missing, damaged or odd tells nothing, since the converter will say what is wrong with it.
+Each value is a `Fact` (`facts.py`); those of the weights are `weight_facts.py`'s. Nothing here
+raises: a file that is missing, damaged or odd tells nothing, since the converter will say what is
+wrong with it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import yaml
 
-from controlplane.registry.files import MODULES, SAFE_INDEX, is_plain_path
+from controlplane.registry.facts import FILE, Fact, Facts
+from controlplane.registry.files import MODULES, is_plain_path
 from controlplane.registry.image_families import image_vector_size, is_image_encoder
-from controlplane.registry.model import SHORT, ResourceRequirements, TaskType
+from controlplane.registry.model import SHORT, TaskType
 from controlplane.registry.ready_models import CONFIG as TRITON_CONFIG
 from controlplane.registry.ready_models import is_ready_made
 from controlplane.registry.selection_diffusers import MODEL_INDEX
 from controlplane.registry.text_families import writing_task
+from controlplane.registry.weight_facts import weight_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,10 +29,6 @@ if TYPE_CHECKING:
 
     Read = Callable[[str], bytes | None]
 
-FILE = "file"
-CURATED = "curated"
-EXPLICIT = "explicit"
-FACTS = "facts"  # their place in a version's metadata
 CARD = "README.md"
 CONFIG = "config.json"
 # What is worth asking the hub for before anything is downloaded; folders of modules.json beside.
@@ -49,11 +44,7 @@ LARGEST_SMALL_FILE = 4 * 1024 * 1024
 # With its table of benchmark results a model card's front matter may have some hundred kilobytes.
 _LARGEST_FRONT_MATTER = 1024 * 1024
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
-_LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _UNLIMITED = 1_000_000  # tokenizers without a limit say 1e30
-_NO_WEIGHTS = {"I64", "U64", "BOOL"}  # indices and masks, such as BERT's position_ids
-_ENGINE_BYTES = 4  # artefacts hold fp32
-
 _BY_PIPELINE = {
     "sentence-similarity": TaskType.TXT2EMBED,
     "feature-extraction": TaskType.TXT2EMBED,
@@ -99,17 +90,6 @@ _TEXT_ENCODERS = {
     *("nomic-bert", "xlm-roberta-xl"),
 }
 _POOLING_FLAGS = "pooling_mode_"
-
-
-class Fact(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A value and where it comes from: `source` is file, curated or explicit."""
-
-    value: Any
-    source: str
-    file: str | None = None
-
-
-Facts = dict[str, Fact]
 
 
 def read_facts(read: Read) -> Facts:
@@ -162,89 +142,6 @@ def read_folder(folder: Path) -> Facts:
 def ready_made_facts() -> Facts:
     """What every ready-made Triton model tells."""
     return {"task_type": Fact(TaskType.CUSTOM.value, FILE, TRITON_CONFIG)}
-
-
-def weight_facts(folder: Path) -> Facts:
-    """Exact parameter count and type out of the safetensors headers; no weight is read.
-
-    The weights are those at the root, or of the first folder that has any (a Transformer module);
-    of a diffusers pipeline those of all components.
-    """
-    if (folder / MODEL_INDEX).is_file():
-        parts = sorted(folder.glob("*/*.safetensors"))
-        counted = [tensor_counts(part) for part in parts]
-        return _weights(counted, MODEL_INDEX) if counted and None not in counted else {}
-    for home in [folder, *sorted(path for path in folder.glob("*_*") if path.is_dir())]:
-        parts = sorted(home.glob("model*.safetensors"))
-        counted = [tensor_counts(part) for part in parts]
-        if counted and None not in counted:
-            return _weights(counted, parts[0].name if len(parts) == 1 else SAFE_INDEX)
-    return {}
-
-
-def _weights(counted: list[dict[str, int] | None], file: str) -> Facts:
-    by_dtype: dict[str, int] = {}
-    for counts in counted:
-        for dtype, count in (counts or {}).items():
-            if dtype not in _NO_WEIGHTS:
-                by_dtype[dtype] = by_dtype.get(dtype, 0) + count
-    total = sum(by_dtype.values())
-    if not total:
-        return {}
-    needs = ResourceRequirements.estimate(total * _ENGINE_BYTES)
-    most = max(by_dtype, key=lambda name: (by_dtype[name], name))
-    values = {
-        "parameters": total,
-        "dtype": most,
-        "framework": "pytorch",
-        "memory_mb": needs.memory_mb,
-    }
-    return {name: Fact(value, FILE, file) for name, value in values.items()}
-
-
-def tensor_counts(path: Path) -> dict[str, int] | None:
-    """Elements per type (`F32`, `BF16`, …) of a safetensors file; None when it is not one.
-
-    The format: eight bytes, little endian, the header's length; then the header, JSON, with
-    `dtype` and `shape` of each tensor (github.com/huggingface/safetensors, README).
-    """
-    try:
-        with path.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            if length > min(_LARGEST_HEADER, path.stat().st_size):
-                return None
-            header = json.loads(handle.read(length))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        counts: dict[str, int] = {}
-        for tensor in tensors:
-            dtype = str(tensor["dtype"])
-            counts[dtype] = counts.get(dtype, 0) + math.prod(int(n) for n in tensor["shape"])
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return counts
-
-
-def merged(files: Facts, curated: Mapping[str, Any], explicit: Mapping[str, Any]) -> Facts:
-    """Everything known: explicit values before the files' before curated ones, by name."""
-    facts = {name: Fact(value, CURATED) for name, value in curated.items() if value is not None}
-    facts |= files
-    facts |= {name: Fact(value, EXPLICIT) for name, value in explicit.items() if value is not None}
-    return dict(sorted(facts.items()))
-
-
-def to_metadata(facts: Facts) -> dict[str, Any]:
-    """Facts as they are kept in a version's metadata, under `FACTS`."""
-    known: dict[str, Any] = msgspec.to_builtins(facts)
-    return known
-
-
-def explicit_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the user gave, out of a version's metadata."""
-    try:
-        facts = msgspec.convert(metadata.get(FACTS) or {}, dict[str, Fact])
-    except msgspec.ValidationError:  # the user's own `facts`, which are none of ours
-        return {}
-    return {name: fact.value for name, fact in facts.items() if fact.source == EXPLICIT}
 
 
 # -- single facts --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import msgspec
 from controlplane.db import transaction
 from controlplane.errors import OperationNotFound, ValidationFailed
 from controlplane.moments import from_text, to_text
-from controlplane.registry.catalog import MAX_PAGE_SIZE
+from controlplane.paging import Page, page_faults
 from controlplane.registry.lock_work import LockWork
 from controlplane.registry.model import ModelId
 from controlplane.registry.operation import (
@@ -30,22 +30,11 @@ if TYPE_CHECKING:
 ACTIVE_FILTER = "active"
 _STATUSES = tuple(status.value for status in OperationStatus)
 _KEPT = 1000  # of those that ended
-_MAX_PAGE = 10**12
 _PLAIN = (
     *("id", "kind", "model_id", "version", "version_id", "attempts", "phase", "step", "message"),
     *("fraction", "bytes_done", "bytes_total"),
 )
 _TIMES = ("created_at", "updated_at", "started_at", "finished_at")
-
-
-class OperationPage(msgspec.Struct, frozen=True, kw_only=True):
-    """One page of operations, the newest first; `total_pages` is 0 when nothing matches."""
-
-    items: tuple[Operation, ...]
-    page: int
-    page_size: int
-    total_items: int
-    total_pages: int
 
 
 class OperationStore:
@@ -102,7 +91,7 @@ class OperationStore:
         status: str | None = None,
         page: int = 1,
         page_size: int = 20,
-    ) -> OperationPage:
+    ) -> Page[Operation]:
         """A page of the operations that match every given filter, the newest first.
 
         Args:
@@ -122,12 +111,11 @@ class OperationStore:
             f"SELECT * FROM operation {where} ORDER BY created_at DESC, id LIMIT ? OFFSET ?",
             [*params, page_size, (page - 1) * page_size],
         )
-        return OperationPage(
+        return Page(
             items=tuple(_operation(row) for row in rows),
             page=page,
             page_size=page_size,
             total_items=total,
-            total_pages=-(-total // page_size),
         )
 
     def prune(self, kept: int = _KEPT) -> None:
@@ -146,10 +134,9 @@ def _check(kind: str | None, status: str | None, page: int, page_size: int) -> N
     rules = {
         "kind": (kind is None or kind in KINDS, f"must be one of {', '.join(KINDS)}"),
         "status": (status is None or status in allowed, f"must be one of {', '.join(allowed)}"),
-        "page": (1 <= page <= _MAX_PAGE, "must be 1 or more"),
-        "page_size": (1 <= page_size <= MAX_PAGE_SIZE, f"must be 1 to {MAX_PAGE_SIZE}"),
     }
-    errors = {name: [text] for name, (holds, text) in rules.items() if not holds}
+    errors = page_faults(page, page_size)
+    errors |= {name: [text] for name, (holds, text) in rules.items() if not holds}
     if errors:
         raise ValidationFailed(errors)
 

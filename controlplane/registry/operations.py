@@ -9,6 +9,7 @@ waits for the disk.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -34,10 +35,11 @@ from controlplane.registry.operation import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
+    from controlplane.paging import Page
     from controlplane.registry.files import Progress
     from controlplane.registry.lock_work import LockWork
     from controlplane.registry.model import ModelVersion
-    from controlplane.registry.operation_store import OperationPage, OperationStore
+    from controlplane.registry.operation_store import OperationStore
 
 log = structlog.get_logger(__name__)
 
@@ -232,13 +234,13 @@ class Operations:
         live = self._live.get(operation_id)
         return live.operation if live else self._store.get(operation_id)
 
-    def page(self, **filters: Any) -> OperationPage:
+    def page(self, **filters: Any) -> Page[Operation]:
         """A page of operations, see `OperationStore.page`; those under way as they stand now."""
         page = self._store.page(**filters)
         items = tuple(
             self._live[one.id].operation if one.id in self._live else one for one in page.items
         )
-        return msgspec.structs.replace(page, items=items)
+        return dataclasses.replace(page, items=items)
 
     @property
     def watchers(self) -> int:

@@ -16,10 +16,9 @@ from controlplane.errors import (
     ModelNotFound,
     ValidationFailed,
 )
-from controlplane.registry import metadata
 from controlplane.registry.curated import curated_facts
+from controlplane.registry.facts import FACTS, Facts, merged, to_metadata
 from controlplane.registry.looking import Look, look
-from controlplane.registry.metadata import FACTS, Facts
 from controlplane.registry.model import ModelId, TaskType, check_new_model
 from controlplane.registry.patience import HubLimits
 from controlplane.registry.remote_code import check_permitted
@@ -61,13 +60,13 @@ async def register(
     _check_custom(new)
     if new.task_type is not None:
         # the version's files tell the rest when they come
-        return shop.store.register(_described(new, metadata.merged({}, {}, explicit)))
+        return shop.store.register(_described(new, merged({}, {}, explicit)))
     check_new_model(msgspec.structs.replace(new, task_type=_ANY_TASK))
     _refuse_known(shop, model_id)
     curated = curated_facts(model_id, shop.settings.data_dir)
     found = await _look(shop, model_id, new, limits, patience, known="task_type" in curated)
     try:
-        return _enter(shop, new, metadata.merged(found.facts, curated, explicit), found)
+        return _enter(shop, new, merged(found.facts, curated, explicit), found)
     finally:
         found.discard()
 
@@ -128,7 +127,7 @@ def _refuse_known(shop: Workshop, model_id: ModelId) -> None:
 
 
 def _described(new: NewModel, facts: Facts) -> NewModel:
-    known = {FACTS: metadata.to_metadata(facts)} if facts else {}
+    known = {FACTS: to_metadata(facts)} if facts else {}
     return msgspec.structs.replace(new, metadata={**new.metadata, **known})
 
 

@@ -15,11 +15,8 @@ explicit mode; our client leaves it out.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import py_compile
 import re
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from controlplane.errors import ExportFailed, InsufficientDisk
-from controlplane.registry import artefact_rules, plugins, root_files
+from controlplane.errors import ExportFailed
+from controlplane.registry import artefact_rules, model_py, root_files
+from controlplane.registry.durable_files import delete, disk_errors, sync, sync_tree, take, write
 from controlplane.triton import model_config, native_config
 from controlplane.triton.ready_config import READY_MADE
 
@@ -45,10 +43,6 @@ MANIFEST = "manifest.json"
 CONFIG = "config.pbtxt"
 _BACKEND = re.compile(r"[a-z][a-z0-9_]*")
 _OTHERS_BACKEND = re.compile(r"[A-Za-z0-9_.-]+")  # only ever a word of config.pbtxt
-_MODEL_PY = """\
-# Written by ModelMora: this version's tensors and files are in manifest.json beside this file.
-from {module} import {name} as TritonPythonModel  # noqa: F401
-"""
 
 
 class ModelRepository:
@@ -89,13 +83,13 @@ class ModelRepository:
         self.check_root_files(model_id, triton_version, manifest)
         config = _config(name, triton_version, manifest, artefact)
         size_mb = sum(entry["size"] for entry in manifest["files"]) / 2**20
-        with _disk_errors(self.root, size_mb), self._scratch() as scratch:
-            version = _take(artefact, scratch / str(triton_version))
+        with disk_errors(self.root, size_mb), self._scratch() as scratch:
+            version = take(artefact, scratch / str(triton_version))
             if not ready_made:
-                _write(version / "model.py", _model_py(manifest["backend"]))
-            _precompile_all(version)
-            _write(version / CONFIG, model_config.to_pbtxt(config))
-            _sync_tree(version)
+                write(version / "model.py", model_py.text(manifest["backend"]))
+            model_py.precompile_all(version)
+            write(version / CONFIG, model_config.to_pbtxt(config))
+            sync_tree(version)
             self._install(name, version, scratch)
             home = self.root / name
             root_files.place(home, home / version.name, root_files.paths(manifest))
@@ -105,20 +99,20 @@ class ModelRepository:
     def _install(self, name: str, version: Path, scratch: Path) -> None:
         home = self.root / name
         home.mkdir(parents=True, exist_ok=True)
-        _sync(self.root)
+        sync(self.root)
         target = home / version.name
         if target.exists():  # published by an install that did not get as far as the registry
             target.rename(scratch / "replaced")
         version.rename(target)
-        _sync(home)
+        sync(home)
 
     def _write_config(self, name: str, text: str) -> None:
         home = self.root / name
         fresh = self.new_staging() / CONFIG
-        _write(fresh, text)
+        write(fresh, text)
         fresh.replace(home / CONFIG)
         fresh.parent.rmdir()
-        _sync(home)
+        sync(home)
 
     def remove(self, model_id: ModelId) -> None:
         """Remove a model with all its versions; no error when there is none."""
@@ -127,7 +121,7 @@ class ModelRepository:
         with self._scratch() as scratch, contextlib.suppress(FileNotFoundError):
             # Renamed first: a half-deleted folder must not look like a model.
             (self.root / name).rename(scratch / name)
-            _sync(self.root)
+            sync(self.root)
 
     def remove_version(self, model_id: ModelId, triton_version: int) -> None:
         """Remove one version, with the model's folder when it was the last; no error if absent."""
@@ -260,7 +254,7 @@ class ModelRepository:
         if self._staging.is_dir():
             for leftover in self._staging.iterdir():
                 _log.info("removing unfinished work", path=str(leftover))
-                _delete(leftover)
+                delete(leftover)
         for name, touched in self.homes().items():
             if touched >= unchanged_since:
                 self._repair(name)
@@ -283,7 +277,7 @@ class ModelRepository:
         versions = self.versions(name)
         if not versions:
             if home.is_dir() and {path.name for path in home.iterdir()} <= {CONFIG}:
-                _delete(home)
+                delete(home)
         elif (home / str(versions[-1]) / MANIFEST).exists() and not self._config_fits(name):
             text = (home / str(versions[-1]) / CONFIG).read_text(encoding="utf-8")
             self._write_config(name, text)
@@ -306,7 +300,7 @@ class ModelRepository:
         try:
             yield folder
         finally:
-            _delete(folder)
+            delete(folder)
 
 
 def _checked_manifest(artefact: Path) -> dict[str, Any]:
@@ -329,16 +323,6 @@ def _checked_manifest(artefact: Path) -> dict[str, Any]:
     return manifest
 
 
-def _model_py(backend: str) -> str:
-    """The file that Triton imports: it names the backend's class, nothing of it is imported here.
-
-    Raises:
-        PluginUnavailable: it is not installed, or cannot be used.
-    """
-    module, name = plugins.target_of(plugins.require(plugins.BACKEND, backend))
-    return _MODEL_PY.format(module=module, name=name)
-
-
 def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: Path) -> Any:
     try:
         if READY_MADE in manifest:
@@ -347,77 +331,3 @@ def _config(name: str, triton_version: int, manifest: dict[str, Any], artefact: 
         return model_config.build_model_config(name, triton_version, manifest)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ExportFailed(f"The artefact's tensors cannot be configured: {error!r}") from error
-
-
-def _take(source: Path, target: Path) -> Path:
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copytree(source, target)
-        _delete(source)
-    return target
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def precompile(source: Path) -> None:
-    """Put a version's compiled `model.py` in place before Triton's process would.
-
-    A `__pycache__` that appears in a version's folder looks like a change of the version to
-    Triton: it would restart a running version as soon as another is loaded beside it.
-    """
-    # unchecked: a copy of the repository has other times, and must not be compiled again
-    py_compile.compile(
-        str(source),
-        dfile=source.name,
-        doraise=True,
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
-
-
-def _precompile_all(version: Path) -> None:
-    for source in version.rglob("*.py"):
-        # one that cannot be compiled may be a template, or for another Python
-        with contextlib.suppress(py_compile.PyCompileError):
-            precompile(source)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    # A rename may reach the disk before the bytes that it names: after a power cut the version
-    # would be there, with empty files.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _disk_errors(root: Path, needed_mb: float) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free_mb = shutil.disk_usage(root).free / 2**20
-            raise InsufficientDisk(str(root), needed_mb, free_mb) from error
-        raise

@@ -16,8 +16,6 @@ from controlplane.errors import ArtifactNotAccessible, SourceRefused, UnsafeWeig
 from controlplane.registry.files import is_plain_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from controlplane.registry.files import SourceRules
 
 MODEL_INDEX = "model_index.json"
@@ -32,11 +30,6 @@ _PICKLE = re.compile(_STEM + _PART + r"\.bin")
 _INDEX = re.compile(_STEM + r"\.(safetensors|bin)\.index(\.\w+)?\.json")
 # What a component without weights is configured by; a network has a config.json.
 _NETWORK = "config.json"
-
-
-def is_diffusers(names: Iterable[str]) -> bool:
-    """True for the paths of a diffusers repository."""
-    return MODEL_INDEX in set(names)
 
 
 def component_folders(index: bytes, where: str) -> tuple[str, ...]:

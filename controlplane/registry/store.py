@@ -8,7 +8,7 @@ it after the commit.
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +30,7 @@ from controlplane.events import (
 )
 from controlplane.migrations.m0001_registry import DEFAULT_CATALOG_ID
 from controlplane.registry import catalog, keeping
-from controlplane.registry.catalog import Page, check_lock, pick
+from controlplane.registry.catalog import check_lock, pick
 from controlplane.registry.model import (
     EngineChoice,
     Model,
@@ -45,7 +45,8 @@ from controlplane.registry.retired import retire
 from controlplane.registry.rows import insert, query, read_models
 from controlplane.registry.versions import VersionStore
 
-__all__ = ["ModelStore", "Page"]
+if TYPE_CHECKING:
+    from controlplane.paging import Page
 
 # Names come from requests, in whatever spelling: the cache must not grow with them.
 _CACHE_LIMIT = 10_000
@@ -78,7 +79,7 @@ class ModelStore(VersionStore):
         search_text: str | None = None,
         page: int = 1,
         page_size: int = 20,
-    ) -> Page:
+    ) -> Page[Model]:
         """A page of models, by model id; see `catalog.search` for filters and errors."""
         return catalog.search(
             self._db,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from controlplane.db import append_event, transaction
+from controlplane.db import recorded_change
 from controlplane.errors import ChecksumMismatch, ConcurrentModification, InvalidStateTransition
 from controlplane.event_log import EventLog
 from controlplane.events import (
@@ -39,7 +38,8 @@ from controlplane.registry.retired import check_reuse, next_triton_version, reti
 from controlplane.registry.rows import insert, query, update
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from sqlite_utils import Database
 
@@ -314,18 +314,9 @@ class VersionStore:
 
     # -- writes ------------------------------------------------------------------------------
 
-    @contextmanager
-    def _change(self) -> Iterator[list[DomainEvent]]:
-        """One change: the rows and the events written inside the block, or none of them."""
-        events: list[DomainEvent] = []
-        with transaction(self._db):
-            yield events
-            for event in events:
-                append_event(self._db, event)
-        # before listeners run: one that asks for the servable must not get the old one
-        self._servables.clear()
-        for event in events:
-            self._bus.publish(event)
+    def _change(self) -> AbstractContextManager[list[DomainEvent]]:
+        # a listener that asks for the servable must not get the old one
+        return recorded_change(self._db, self._bus, committed=self._servables.clear)
 
     def _move(self, version: ModelVersion, target: VersionStatus, **values: Any) -> DomainEvent:
         if target not in STATUS_MOVES[version.status]:

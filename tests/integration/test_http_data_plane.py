@@ -17,7 +17,8 @@ import tritonclient.http.aio as triton_http
 from tritonclient.utils import InferenceServerException
 
 from controlplane.events import InferenceFinished
-from controlplane.gateway import asgi, http_protocol, v2
+from controlplane.gateway import asgi, http_protocol
+from controlplane.inference import again
 from tests.gateway import running_gateway
 from tests.triton_models import config_text
 from tests.waiting import eventually
@@ -407,7 +408,7 @@ async def test_a_request_to_a_model_that_left_is_answered_all_the_same(
 
 
 async def test_one_of_a_sequence_is_not_sent_again(gateway, session, triton_client, monkeypatch):
-    monkeypatch.setattr(v2, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(again, "NOTICE_SECONDS", 0.0)
     await _warm(gateway, ECHO)
     await triton_client.unload("http--echo", timeout=30)
     sent = text_body(parameters={"sequence_id": 7, "sequence_start": True})

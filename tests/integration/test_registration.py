@@ -14,6 +14,7 @@ from controlplane.errors import DownloadFailed
 from controlplane.registry import metadata
 from controlplane.registry.catalog_file import CatalogEntry
 from controlplane.registry.catalog_sync import sync
+from controlplane.registry.facts import CURATED, EXPLICIT, FILE
 from controlplane.registry.model import NewModel, VersionStatus
 from controlplane.registry.registration import register
 from tests.integration.test_install import FILES, HANGS, MODEL, QUICK, _step, until
@@ -119,10 +120,10 @@ async def test_explicit_values_win_and_stay(tmp_path: Path, hub: LocalHub) -> No
             name: (entry["value"], entry["source"])
             for name, entry in version.metadata["facts"].items()
         }
-        assert known["vector_size"] == (99, metadata.EXPLICIT)
-        assert known["task_type"] == ("txt2embed", metadata.EXPLICIT)
-        assert known["max_length"] == (77, metadata.CURATED)
-        assert known["license"] == ("mit", metadata.FILE)
+        assert known["vector_size"] == (99, EXPLICIT)
+        assert known["task_type"] == ("txt2embed", EXPLICIT)
+        assert known["max_length"] == (77, CURATED)
+        assert known["license"] == ("mit", FILE)
         assert version.metadata["author"] == "me"
 
 

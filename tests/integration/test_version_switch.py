@@ -18,7 +18,8 @@ from controlplane.lifecycle.effects import TritonEffects
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.switch import SwitchMode
 from controlplane.registry.model import Servable, TaskType
-from controlplane.registry.repository import ModelRepository, precompile
+from controlplane.registry.model_py import precompile
+from controlplane.registry.repository import ModelRepository
 from tests.waiting import eventually
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from backends.errors import InputError
+from backends.request_texts import MAX_CHARACTERS
 from backends.text_embedding.artefact import TextEmbeddingArtefact
 from backends.text_embedding.embedder import normalized
-from backends.text_embedding.requests import MAX_CHARACTERS, read_request
+from backends.text_embedding.requests import read_request
 
 
 def artefact(**changes: Any) -> TextEmbeddingArtefact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import threading
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from controlplane.client import (
-    AsyncModelMoraClient,
     ModelMoraApiError,
-    ModelMoraClient,
     ServerUnreachable,
 )
 from controlplane.client_sse import EventReader
 from tests import rest_server as rest
+from tests.client_calls import CALLS
 from tests.rest_server import MINILM, MODEL_PATH, RestServer, stored_events
 
 if TYPE_CHECKING:
@@ -41,20 +39,7 @@ def server() -> Iterator[RestServer]:
     running.close()
 
 
-def call_sync(url: str, operation: str, *args: Any, **kwargs: Any) -> Any:
-    with ModelMoraClient(url) as client:
-        return getattr(client, operation)(*args, **kwargs)
-
-
-def call_async(url: str, operation: str, *args: Any, **kwargs: Any) -> Any:
-    async def ask() -> Any:
-        async with AsyncModelMoraClient(url) as client:
-            return await getattr(client, operation)(*args, **kwargs)
-
-    return asyncio.run(ask())
-
-
-@pytest.fixture(params=[call_sync, call_async], ids=["sync", "async"])
+@pytest.fixture(params=CALLS)
 def call(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return request.param
 

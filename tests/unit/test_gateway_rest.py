@@ -10,116 +10,28 @@ import uuid
 from dataclasses import replace
 
 import httpx
-import msgspec
 import pytest
 
 from controlplane.db import open_db
 from controlplane.errors import InsufficientMemory, ModelAlreadyLoaded
-from controlplane.events import EventBus
 from controlplane.gateway.rest import create_app
-from controlplane.gateway.services import Services
-from controlplane.inference.infer import InferMetadata, InferResult
-from controlplane.lifecycle.effects import Loaded
-from controlplane.lifecycle.scheduler import Scheduler
-from controlplane.observability.metrics import Metrics
 from controlplane.registry.blobs import BlobCache
 from controlplane.registry.files import Progress
-from controlplane.registry.installation import Workshop
-from controlplane.registry.operation_store import OperationStore
-from controlplane.registry.operations import Operations
-from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
-from controlplane.triton.server import Endpoints
 from tests.gateway import make_ready
-from tests.locks import lock_services
+from tests.rest_services import rest_services
 
 MODEL = "org/tiny"
 NEW = {"model_id": MODEL, "task_type": "txt2embed"}
 
 
-class InstantEffects:
-    async def load(self, servable, timeout):
-        return Loaded(memory_mb=12.34, process_id=4711, seconds=0.2, response_time_ms=3.0)
-
-    async def unload(self, servable, timeout):
-        return None
-
-    async def restart_server(self):
-        return False
-
-
-class RecordingInstaller:
-    """Remembers what it was asked for."""
-
-    def __init__(self, store):
-        self.store = store
-        self.running = {}
-        self.operations = Operations(OperationStore(store.db))
-        self.asked = []
-        self.shop = Workshop(store, None, Settings())
-
-    def install(self, model_id, version):
-        self.asked.append((model_id, version))
-        wanted = self.store.version(model_id, version)
-        self.store.set_status(model_id, wanted.version, "downloading")
-        return self.operations.begin(wanted)
-
-    def progress(self, model_id):
-        return self.running.get(model_id)
-
-    async def uninstall(self, model_id, *, force=False, expected_version=None):
-        self.store.delete(model_id, force=force, expected_version=expected_version)
-
-
-class EchoInference:
-    """Answers with the request it was given; raises what it was told to."""
-
-    error = None
-
-    async def infer(self, name, version, request):
-        if self.error is not None:
-            raise self.error
-        return InferResult(
-            model_id=name,
-            version=version or "main",
-            output_data=msgspec.to_builtins(request),
-            metadata=InferMetadata(
-                inference_time_ms=1.5, total_time_ms=2.0, batch_size=1, device="cpu"
-            ),
-        )
-
-
-class StillServer:
-    """A server that is only looked at."""
-
-    def __init__(self):
-        self.state = "ready"
-        self.pid = None
-        self.endpoints = Endpoints(grpc_url="127.0.0.1:1", http_url="http://127.0.0.1:2")
-
-
 @pytest.fixture
 def services(tmp_path):
-    bus, db = EventBus(), open_db(":memory:")
-    store = ModelStore(db, bus)
-    scheduler = Scheduler(InstantEffects(), bus, budget_mb=500, max_models=3, load_timeout=10)
-    installer = RecordingInstaller(store)
-    yield Services(
-        settings=Settings(max_request_bytes=4096),
-        store=store,
-        installer=installer,
-        scheduler=scheduler,
-        inference=EchoInference(),
-        server=StillServer(),
-        client=None,
-        bus=bus,
-        render_metrics=Metrics(bus, scheduler, version="1.2.3").render,
-        started_at=time.monotonic(),
-        version="1.2.3",
-        check_database=lambda: db.execute("SELECT 1").fetchone(),
-        **lock_services(store, db, bus, installer, tmp_path),
-    )
-    db.close()
+    with contextlib.closing(open_db(":memory:")) as db:
+        settings = Settings(max_request_bytes=4096)
+        yield rest_services(
+            db, tmp_path, settings, check_database=lambda: db.execute("SELECT 1").fetchone()
+        )
 
 
 @contextlib.asynccontextmanager

@@ -24,7 +24,8 @@ from controlplane.gateway.errors import (
     UnsupportedMedia,
     lookup,
 )
-from controlplane.gateway.v2_checks import check_infer_body, decompress
+from controlplane.gateway.v2_checks import check_infer_body
+from controlplane.gateway.v2_compression import decompress
 from controlplane.gateway.v2_paths import parse_target
 
 LIMIT = 1_000_000

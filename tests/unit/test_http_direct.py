@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from controlplane.gateway import http_direct
 from controlplane.gateway.http_heads import read_head
-from controlplane.gateway.upstream import WHOLE
+from controlplane.gateway.upstream_connection import WHOLE
 from tests.http_ways import (
     JSON_BODY,
     MODEL,

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from controlplane.errors import SettingsError
 from controlplane.registry import curated, metadata
-from controlplane.registry.metadata import Fact, merged, read_facts, read_folder, tensor_counts
+from controlplane.registry.facts import Fact, explicit_in, merged, to_metadata
+from controlplane.registry.metadata import read_facts, read_folder
 from controlplane.registry.model import ModelId
+from controlplane.registry.weight_facts import tensor_counts
 
 MODULES = [
     {"path": "", "type": "sentence_transformers.models.Transformer"},
@@ -266,10 +268,10 @@ def test_explicit_wins_over_files_and_files_over_curated() -> None:
         "b": (2, "file"),
         "c": (30, "curated"),
     }
-    kept = {"facts": metadata.to_metadata(known)}
+    kept = {"facts": to_metadata(known)}
     assert kept["facts"]["b"] == {"value": 2, "source": "file", "file": "x"}
-    assert metadata.explicit_in(kept) == {"a": 100}
-    assert metadata.explicit_in({"facts": "the user's own"}) == {}
+    assert explicit_in(kept) == {"a": 100}
+    assert explicit_in({"facts": "the user's own"}) == {}
 
 
 def test_the_shipped_list_is_valid_and_agrees_with_the_real_model(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -10,27 +10,23 @@ import pytest
 
 from controlplane.db import open_db
 from controlplane.events import EventBus
-from controlplane.gateway.services import Services
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.keeping import Keeping
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.lifecycle.state import ModelState
-from controlplane.observability.metrics import Metrics
 from controlplane.registry.keeping import MemoryLimits
 from controlplane.registry.model import ModelChange, NewModel, ResourceRequirements
-from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from controlplane.triton.failures import TritonError
 from tests.gateway import _http_server, make_ready
-from tests.locks import lock_services
-from tests.unit.test_gateway_rest import EchoInference, RecordingInstaller, StillServer
+from tests.rest_services import BUDGET_MB, rest_services
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-BUDGET = 500.0
+    from controlplane.gateway.services import Services
 
 
 class DeclaredEffects:
@@ -59,28 +55,12 @@ class DeclaredEffects:
 @pytest.fixture
 async def services(tmp_path: Path) -> AsyncIterator[Services]:
     settings = Settings(data_dir=tmp_path / "data")
-    bus, db = EventBus(), open_db(settings.database)
-    store = ModelStore(db, bus)
-    store.memory_limits = MemoryLimits(BUDGET, 3)
-    scheduler = Scheduler(DeclaredEffects(), bus, budget_mb=BUDGET, max_models=3, load_timeout=10)
-    Keeping(store, scheduler, bus)
-    installer = RecordingInstaller(store)
-    yield Services(
-        settings=settings,
-        store=store,
-        installer=installer,
-        **lock_services(store, db, bus, installer, tmp_path),
-        scheduler=scheduler,
-        inference=EchoInference(),
-        server=StillServer(),
-        client=None,
-        bus=bus,
-        render_metrics=Metrics(bus, scheduler, version="1.2.3").render,
-        started_at=time.monotonic(),
-        version="1.2.3",
-    )
-    await scheduler.close()
-    db.close()
+    with contextlib.closing(open_db(settings.database)) as db:
+        found = rest_services(db, tmp_path, settings, DeclaredEffects())
+        found.store.memory_limits = MemoryLimits(BUDGET_MB, 3)
+        Keeping(found.store, found.scheduler, found.bus)
+        yield found
+        await found.scheduler.close()
 
 
 @pytest.fixture
@@ -158,7 +138,7 @@ async def test_what_the_catalog_says_is_known_after_a_restart(services) -> None:
     add(services, "a")
     services.store.update("org/a", ModelChange(keep_loaded=True, idle_ttl=9.0))
     bus = EventBus()
-    again = Scheduler(DeclaredEffects(), bus, budget_mb=BUDGET, max_models=3, load_timeout=10)
+    again = Scheduler(DeclaredEffects(), bus, budget_mb=BUDGET_MB, max_models=3, load_timeout=10)
     Keeping(services.store, again, bus).bring_all()
     assert again.policy_of("org/a").keep_loaded
     assert again.policy_of("org/a").idle_ttl == 9.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,26 +11,17 @@ import pytest
 
 from controlplane.database_file import inspect
 from controlplane.db import open_db
-from controlplane.events import EventBus
 from controlplane.gateway.rest import events as event_routes
-from controlplane.gateway.services import Services
-from controlplane.lifecycle.scheduler import Scheduler
-from controlplane.observability.metrics import Metrics
 from controlplane.registry.files import Progress
-from controlplane.registry.store import ModelStore
 from controlplane.settings import Settings
 from tests.gateway import _http_server, make_ready
-from tests.locks import lock_services
-from tests.unit.test_gateway_rest import (
-    EchoInference,
-    InstantEffects,
-    RecordingInstaller,
-    StillServer,
-)
+from tests.rest_services import rest_services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from controlplane.gateway.services import Services
 
 MODEL = "/api/v1/models/org/tiny"
 NEW = {"model_id": "org/tiny", "task_type": "txt2embed"}
@@ -40,26 +30,10 @@ NEW = {"model_id": "org/tiny", "task_type": "txt2embed"}
 @pytest.fixture
 async def services(tmp_path: Path) -> AsyncIterator[Services]:
     settings = Settings(data_dir=tmp_path / "data", max_request_bytes=4096)
-    bus, db = EventBus(), open_db(settings.database)
-    store = ModelStore(db, bus)
-    scheduler = Scheduler(InstantEffects(), bus, budget_mb=500, max_models=3, load_timeout=10)
-    installer = RecordingInstaller(store)
-    yield Services(
-        settings=settings,
-        store=store,
-        installer=installer,
-        **lock_services(store, db, bus, installer, tmp_path),
-        scheduler=scheduler,
-        inference=EchoInference(),
-        server=StillServer(),
-        client=None,
-        bus=bus,
-        render_metrics=Metrics(bus, scheduler, version="1.2.3").render,
-        started_at=time.monotonic(),
-        version="1.2.3",
-    )
-    await scheduler.close()
-    db.close()
+    with contextlib.closing(open_db(settings.database)) as db:
+        found = rest_services(db, tmp_path, settings)
+        yield found
+        await found.scheduler.close()
 
 
 @pytest.fixture

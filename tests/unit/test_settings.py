@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.config_file import find_config_file
 from controlplane.errors import SettingsError
 from controlplane.settings import (
     Settings,
-    find_config_file,
     is_loopback,
     load_settings,
     load_settings_with_sources,

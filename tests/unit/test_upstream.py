@@ -10,7 +10,8 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.gateway.upstream import WHOLE, Upstream, UpstreamLost, UpstreamTimeout
+from controlplane.gateway.upstream import Upstream
+from controlplane.gateway.upstream_connection import WHOLE, UpstreamLost, UpstreamTimeout
 from tests.waiting import eventually
 
 HEAD = b"POST /x HTTP/1.1\r\nhost: triton\r\ncontent-length: 4\r\n\r\n"

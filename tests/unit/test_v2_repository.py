@@ -12,6 +12,7 @@ from controlplane.errors import InvalidInput, LoadFailed, ModelNotFound, ModelNo
 from controlplane.events import EventBus
 from controlplane.gateway import v2, v2_repository
 from controlplane.gateway.errors import NotOffered
+from controlplane.inference import again
 from controlplane.lifecycle.effects import Loaded
 from controlplane.lifecycle.scheduler import Scheduler
 from controlplane.registry.model import NewModel
@@ -215,7 +216,7 @@ async def test_a_request_whose_process_died_is_sent_once_more_when_it_is_back(se
 
 
 async def test_a_request_is_not_sent_a_third_time(services, monkeypatch):
-    monkeypatch.setattr(v2, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(again, "NOTICE_SECONDS", 0.0)
     sent = []
 
     async def send(leased):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from controlplane.gateway.field_walk import FieldWalk
 from controlplane.gateway.grpc_relay.message import PREFIX_SIZE
 from controlplane.gateway.wire import LENGTH, VARINT, MalformedMessage, decoded_varint, fields
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 _ERROR, _RESPONSE = 1, 2
 _NAME, _VERSION, _PARAMETERS, _OUTPUTS, _CONTENTS = 1, 2, 4, 5, 6
-_FIXED64, _FIXED32 = 1, 5
 _FINAL = b"triton_final_response"
 _AS_TRITON_WRITES = {
     b"\n\x15" + _FINAL + b"\x12\x02\x08" + bytes((flag,)): flag == 1 for flag in (0, 1)
@@ -114,37 +114,18 @@ class AnswerReader:
         return b"".join(held)
 
 
-class _Cut(Exception):
-    """The bytes end within a field that is to be read."""
-
-
-class _Scan:
+class _Scan(FieldWalk):
     """Reads one ModelStreamInferResponse."""
 
-    __slots__ = (
-        "_at",
-        "_base",
-        "_data",
-        "_inside",
-        "_name",
-        "_rest",
-        "_skip",
-        "_version",
-        "empty",
-        "failed",
-        "final",
-        "readable",
-    )
+    __slots__ = ("_name", "_version", "empty", "failed", "final", "readable")
 
     def __init__(self, *, readable: bool) -> None:
+        super().__init__()
         self.readable = readable
         self.failed = False
         self.empty = True  # neither outputs nor contents so far
         self.final: bool | None = None
         self._name = self._version = b""
-        self._data = self._rest = b""
-        self._base = self._at = self._skip = 0  # place of `_data` in the message, place in `_data`
-        self._inside = 0  # where the ModelInferResponse ends; 0 outside of it
 
     @property
     def of_server(self) -> bool:
@@ -163,88 +144,34 @@ class _Scan:
 
     def answer(self) -> Answer:
         """What was read, at the message's end."""
-        if self._rest or self._skip or self._inside not in (0, self._base):
-            self.readable = False  # it is cut off
-        if not self.readable:
+        if not self.readable or self.is_cut_off:
             return Answer(readable=False)
         name, version = self._name, self._version
         key = (name.decode("utf-8", "replace"), int(version)) if version.isdigit() else None
         return Answer(key, self.final, self.failed)
 
-    def feed(self, data: bytes) -> None:
-        """Read on."""
-        if not self.readable:
-            return
-        if self._skip >= len(data):
-            self._skip -= len(data)
-            self._base += len(data)
-            return
-        self._data, self._at = (self._rest + data if self._rest else data), self._skip
-        self._skip, self._rest = 0, b""
-        try:
-            self._read()
-        except MalformedMessage:
-            self.readable = False
+    def _refuse(self, error: MalformedMessage) -> None:
+        self.readable = False
+        self._skip_rest()
 
-    def _read(self) -> None:
-        data, size = self._data, len(self._data)
-        while self._at < size:
-            if self._inside and self._base + self._at >= self._inside:
-                self._leave()
-            start = self._at
-            try:
-                self._field()
-            except _Cut:
-                self._rest = data[start:]
-                self._base += start
-                return
-        self._skip = self._at - size
-        self._base += size
-
-    def _leave(self) -> None:
-        if self._base + self._at > self._inside:
-            raise MalformedMessage("a field is longer than what it is in")
-        self._inside = 0
-
-    def _field(self) -> None:
-        """Read or skip one field; `_at` is changed only when that succeeded."""
-        tag, at = self._number(self._at)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == LENGTH:
-            length, at = self._number(at)
-            if self._inside:
-                self._inner(number, at, at + length)
-            else:
-                self._outer(number, at, at + length)
-        elif wire_type == VARINT:
-            self._at = self._number(at)[1]
-        elif wire_type in (_FIXED64, _FIXED32):
-            self._at = at + (8 if wire_type == _FIXED64 else 4)
-        else:
-            raise MalformedMessage("a field has a type that Triton's messages do not have")
-
-    def _outer(self, number: int, start: int, end: int) -> None:
-        self._at = end
+    def _outer(self, number: int, start: int, end: int) -> bool:
         if number == _ERROR:
             self.failed = end > start
-        elif number == _RESPONSE and end > start:
-            self._inside = self._base + end
-            self._at = start  # into it
+        return number == _RESPONSE
 
     def _inner(self, number: int, start: int, end: int) -> None:
         if number in (_OUTPUTS, _CONTENTS):
             self.empty = False
         elif number == _NAME:
-            self._name = self._value(start, end, _MAX_NAME)
+            self._name = self._text(start, end)
         elif number == _VERSION:
-            self._version = self._value(start, end, _MAX_NAME)
+            self._version = self._text(start, end)
         elif number == _PARAMETERS and end - start <= _MAX_PARAMETER:
-            entry = self._value(start, end, _MAX_PARAMETER)
+            entry = self._value(start, end)
             if entry in _AS_TRITON_WRITES:
                 self.final = _AS_TRITON_WRITES[entry]
             elif _FINAL in entry:
                 self._parameter(entry)
-        self._at = end
 
     def _parameter(self, entry: bytes) -> None:
         key, flag = b"", None
@@ -257,26 +184,10 @@ class _Scan:
         if key == _FINAL:
             self.final = flag
 
-    def _value(self, start: int, end: int, limit: int) -> bytes:
-        if end - start > limit:
+    def _text(self, start: int, end: int) -> bytes:
+        if end - start > _MAX_NAME:
             raise MalformedMessage("a name is too long")
-        if end > len(self._data):
-            raise _Cut
-        return self._data[start:end]
-
-    def _number(self, at: int) -> tuple[int, int]:
-        data, value = self._data, 0
-        if at < len(data) and (byte := data[at]) < 0x80:
-            return byte, at + 1
-        for shift in range(0, 70, 7):
-            if at >= len(data):
-                raise _Cut
-            byte = data[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at
-        raise MalformedMessage("a number is too long")
+        return self._value(start, end)
 
 
 def flag_of(parameter: bytes) -> bool | None:

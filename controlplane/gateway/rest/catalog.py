@@ -18,6 +18,7 @@ from controlplane.gateway.rest.schemas import (
     Json,
     KeepLoaded,
     Request,
+    TrustRemoteCode,
     Version,
 )
 from controlplane.gateway.services import GivenServices
@@ -43,13 +44,7 @@ class CatalogEntryBody(Request):
     pinned: Annotated[
         bool, Meta(description="The version must be a commit or a semantic version.")
     ] = False
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code)."
-        ),
-    ] = False
+    trust_remote_code: TrustRemoteCode = False
 
     keep_loaded: KeepLoaded | None = None
     idle_ttl: IdleTtl | None = None

@@ -103,12 +103,7 @@ async def list_events(
     found = log.page(wanted, page=page, page_size=page_size)
     return EventsPage(
         data=[EventBody.of(event) for event in found.items],
-        pagination=Pagination(
-            page=found.page,
-            page_size=found.page_size,
-            total_items=found.total_items,
-            total_pages=found.total_pages,
-        ),
+        pagination=Pagination.of(found),
     )
 
 

@@ -18,7 +18,11 @@ from controlplane.gateway.rest.lifecycle_schemas import (
 )
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import LoadRequest, ModelStatusResponse, UnloadResponse
+from controlplane.gateway.rest.status_schemas import (
+    LoadRequest,
+    ModelStatusResponse,
+    UnloadResponse,
+)
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.gateway.trace import name_model
 from controlplane.lifecycle.plan import Need, plan

@@ -21,16 +21,15 @@ from controlplane.gateway.rest.events import (
 )
 from controlplane.gateway.rest.models import model_name
 from controlplane.gateway.rest.responses import failures
-from controlplane.gateway.rest.schemas import (
+from controlplane.gateway.rest.schemas import present
+from controlplane.gateway.rest.status_schemas import HealthStatus, ModelStatusResponse
+from controlplane.gateway.rest.system import triton_status, uptime
+from controlplane.gateway.rest.system_schemas import (
     BudgetStatus,
-    HealthStatus,
     LifecycleResponse,
-    ModelStatusResponse,
     QueueDepth,
     WaitingRequest,
-    present,
 )
-from controlplane.gateway.rest.system import triton_status, uptime
 from controlplane.gateway.services import GivenServices
 from controlplane.lifecycle.memory import device
 from controlplane.lifecycle.resident import earlier_source

@@ -75,12 +75,7 @@ async def model_memory(
     )
     return MemoryPageResponse(
         data=[MemoryRecordResponse.of(record) for record in found.items],
-        pagination=Pagination(
-            page=found.page,
-            page_size=found.page_size,
-            total_items=found.total_items,
-            total_pages=found.total_pages,
-        ),
+        pagination=Pagination.of(found),
     )
 
 

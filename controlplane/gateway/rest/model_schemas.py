@@ -17,12 +17,13 @@ from controlplane.gateway.rest.schemas import (
     Pagination,
     PrecisionName,
     Request,
+    TrustRemoteCode,
     Version,
     present,
     without_nulls,
 )
 from controlplane.registry.engine_choice import parse_choice
-from controlplane.registry.metadata import FACTS
+from controlplane.registry.facts import FACTS
 from controlplane.registry.model import (
     Model,
     ModelChange,
@@ -77,13 +78,7 @@ class RegisterModelRequest(Request):
     created_by: str | None = None
     keep_loaded: KeepLoaded = False
     idle_ttl: IdleTtl | None = None
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code)."
-        ),
-    ] = False
+    trust_remote_code: TrustRemoteCode = False
     engine: EngineName | None = None
     precision: PrecisionName | None = None
 

@@ -12,7 +12,9 @@ from litestar import Response, get
 from litestar.openapi.datastructures import ResponseSpec
 
 from controlplane.errors import DatabaseUnusable
-from controlplane.gateway.rest.schemas import (
+from controlplane.gateway.rest.schemas import present
+from controlplane.gateway.rest.status_schemas import ModelStatusResponse
+from controlplane.gateway.rest.system_schemas import (
     Alive,
     GpuDevice,
     GpuStatus,
@@ -21,12 +23,10 @@ from controlplane.gateway.rest.schemas import (
     ModelCounts,
     ModelHealth,
     ModelsHealth,
-    ModelStatusResponse,
     QueueDepth,
     Readiness,
     SystemStatus,
     TritonStatus,
-    present,
 )
 from controlplane.gateway.services import GivenServices, Services
 from controlplane.lifecycle.state import ModelState

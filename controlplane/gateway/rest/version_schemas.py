@@ -16,6 +16,7 @@ from controlplane.gateway.rest.schemas import (
     Json,
     PrecisionName,
     Request,
+    TrustRemoteCode,
     Version,
     present,
     without_nulls,
@@ -34,13 +35,7 @@ class AddVersionRequest(Request):
     metadata: Json = msgspec.field(default_factory=dict)
     resource_requirements: Requirements | None = None
     created_by: str | None = None
-    trust_remote_code: Annotated[
-        bool,
-        Meta(
-            description="Run code of the repository while it is converted; the server has to allow "
-            "it (allow_remote_code)."
-        ),
-    ] = False
+    trust_remote_code: TrustRemoteCode = False
     engine: EngineName | None = None
     precision: PrecisionName | None = None
 
