@@ -42,10 +42,10 @@ class InferCall(RelayedCall):
 
     # -- in one step -------------------------------------------------------------------------
 
-    def begin_whole(self, data: bytes, servable: Servable, lease: Lease, upstream: Stream) -> None:
+    def begin_whole(self, data: bytes, outcome: v2.Outcome, lease: Lease, upstream: Stream) -> None:
         """Take over a request that has come whole and has been sent on under `lease`."""
-        self.model_id = servable.model_id
-        self._outcome = v2.Outcome(self.relay.services, servable, PROTOCOL)
+        self.model_id = outcome.servable.model_id
+        self._outcome = outcome
         self._whole = data
         self._client_ended = True
         self._lease, self._leased, self._leased_at = lease, lease.servable, time.time()
@@ -143,7 +143,7 @@ def pass_whole(
     Returns:
         The client's stream; None where the request is unlike those before it, wrong, or must wait.
     """
-    triton = relay.upstream.connection()
+    began, triton = time.perf_counter(), relay.upstream.connection()
     if triton is None or data[:PREFIX_SIZE] != prefix_of(len(data) - PREFIX_SIZE):
         return None
     names = relay.known_heads.find(data, PREFIX_SIZE)
@@ -170,7 +170,7 @@ def pass_whole(
     stream = client.begin_whole(stream_id, len(data))
     stream.owner = call = InferCall(relay, stream, head)
     upstream = triton.begin_whole(call, upstream_id, len(addressed))
-    call.begin_whole(data, servable, lease, upstream)
+    call.begin_whole(data, v2.Outcome(services, servable, PROTOCOL, began), lease, upstream)
     return stream
 
 
