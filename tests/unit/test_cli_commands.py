@@ -289,6 +289,25 @@ def test_install_shows_both_phases_as_lines(server: RestServer, modelmora: Any) 
     assert registration == {"model_id": MINILM, "version": "v1"}
 
 
+@pytest.mark.parametrize(
+    ("task", "inputs", "hint"),
+    [
+        ("txt2embed", ["text_input"], '"Hello, world"'),
+        ("classification", ["text_input", "text_pair_input"], '"Hello, world"'),
+        ("classification", ["image_input"], "--image picture.jpg"),
+        ("img2img", ["text_input", "image_input"], '"make it winter" --image picture.jpg'),
+        ("audio2txt", ["audio_input"], "--audio speech.wav"),
+        ("echo", ["word", "times"], "--input word=VALUE --input times=VALUE"),
+    ],
+)
+def test_install_says_what_to_ask_the_model_first(
+    task: str, inputs: list[str], hint: str, server: RestServer, modelmora: Any
+) -> None:
+    installing(server, model=rest.model(task_type=task, artefact={"inputs": inputs}))
+    told = modelmora("install", MINILM).out.splitlines()
+    assert told[-1] == f"Try it: modelmora infer {MINILM} {hint}"
+
+
 def test_install_from_a_directory(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
     installing(server)
     directory = tmp_path / "my model"
