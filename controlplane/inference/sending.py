@@ -115,8 +115,8 @@ class Sender:
                 async for outputs in answers:
                     yield arrays.rows(outputs, len(chunk)) if batched else [arrays.row(outputs)]
         except RequestRejected as error:
-            message, field = in_callers_words(str(error), plan, first)
-            raise InvalidInput(message, field=field) from error
+            field, what = in_callers_words(str(error), plan, first)
+            raise InvalidInput(what, field=field) from error
         except TritonError as error:
             raise self._fact(error) from error
         except ValueError as error:

@@ -233,9 +233,7 @@ async def test_classes_objects_and_answers(rest: Rest) -> None:
     # the items travel one by one; the caller's place is what is told
     listed = [b64(PNG), b64(PNG), b64(b"broken")]
     broken = await rest.refused("object_detection", {"image": listed})
-    assert broken["details"]["fields"] == {
-        "input_data.image[2]": ["input_data.image[2]: is no image"]
-    }
+    assert broken["details"]["fields"] == {"input_data.image[2]": ["is no image"]}
 
 
 async def test_speech(rest: Rest) -> None:

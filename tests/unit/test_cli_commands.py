@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from controlplane.cli import exits
+from controlplane.cli import exits, progress
 from controlplane.cli.main import run
 from tests import rest_server as rest
 from tests.programs import program
@@ -25,6 +26,7 @@ from tests.rest_server import (
     OPERATIONS_PATH,
     RestServer,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -379,6 +381,26 @@ def test_terminal_gets_bars_and_frames(server: RestServer) -> None:
     assert code == 0
     assert "───" in shown
     assert MINILM in shown
+
+
+def test_who_waits_at_a_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_SECOND", 0.001)
+    with progress.shown_waiting("Loading a/b"):  # no terminal: nothing
+        pass
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = ""
+
+    def told() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().err
+        return "Loading a/b, 3 s" in shown
+
+    with progress.shown_waiting("Loading a/b"):
+        asyncio.run(eventually(told))
+    assert shown.startswith("\r\x1b[KLoading a/b, 1 s\r\x1b[KLoading a/b, 2 s")
+    assert capsys.readouterr().err.endswith("\r\x1b[K")  # nothing is left of it
 
 
 # -- infer, list, health, uninstall ------------------------------------------------------------

@@ -61,24 +61,24 @@ def test_the_documented_example_is_taken(task: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "field", "message"),
+    ("said", "field", "what"),
     [
-        ("Parameter steps must be 1.", "input_data.steps", "input_data.steps: must be 1."),
-        ("Parameter voice must be a.", "parameters.voice", "parameters.voice: must be a."),
-        ("Image 1 is damaged.", "input_data.image[6]", "input_data.image[6]: is damaged."),
-        ("image_input[1] is no.", "input_data.image[6]", "input_data.image[6]: is no."),
-        ("image_input is no.", "input_data.image[5]", "input_data.image[5]: is no."),
-        ("text_input is long.", "input_data.text", "input_data.text: is long."),
-        ("Text 0 is long.", "input_data.text", "input_data.text: is long."),
+        ("Parameter steps must be 1.", "input_data.steps", "must be 1."),
+        ("Parameter voice must be a.", "parameters.voice", "must be a."),
+        ("Image 1 is damaged.", "input_data.image[6]", "is damaged."),
+        ("image_input[1] is no.", "input_data.image[6]", "is no."),
+        ("image_input is no.", "input_data.image[5]", "is no."),
+        ("text_input is long.", "input_data.text", "is long."),
+        ("Text 0 is long.", "input_data.text", "is long."),
         ("The prompt is empty.", "input_data", "The prompt is empty."),
         ("unknown_input is odd.", "input_data", "unknown_input is odd."),
         ("No.", "input_data", "No."),
     ],
 )
-def test_a_refusal_names_the_callers_field(said: str, field: str, message: str) -> None:
+def test_a_refusal_names_the_callers_field(said: str, field: str, what: str) -> None:
     given = {"image": [PNG] * 9, "text": "x", "steps": 3}
     plan = check("img2img", given)
-    assert in_callers_words(said, plan, first=5) == (message, field)
+    assert in_callers_words(said, plan, first=5) == (field, what)
 
 
 # -- texts ----------------------------------------------------------------------------------------

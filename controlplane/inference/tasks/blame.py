@@ -19,25 +19,21 @@ _KINDS = {"Image": "image_input", "Text": "text_input"}
 
 
 def in_callers_words(message: str, plan: Plan, first: int) -> tuple[str, str]:
-    """A backend's sentence with the caller's field in it, and that field.
+    """The caller's field that a backend's sentence is about, and what it says of it.
 
     Args:
         first: the place of the request's first item among the call's.
     """
     if match := _PARAMETER.fullmatch(message):
         place = plan.places.get(match["name"])
-        return _said(place.path if place else f"parameters.{match['name']}", match["what"])
+        return place.path if place else f"parameters.{match['name']}", match["what"]
     match = _IMAGE.fullmatch(message) or _TENSOR.fullmatch(message)
     if match is None:
-        return message, "input_data"
+        return "input_data", message
     found = match.groupdict()
     place = plan.places.get(found.get("name") or _KINDS[match["kind"]])
     if place is None:
-        return message, "input_data"
+        return "input_data", message
     # a single value beside a list goes with each item: it has no number
     number = f"[{first + int(found['index'] or 0)}]" if place.listed else ""
-    return _said(place.path + number, match["what"])
-
-
-def _said(field: str, what: str) -> tuple[str, str]:
-    return f"{field}: {what}", field
+    return place.path + number, match["what"]

@@ -149,7 +149,7 @@ class Stops(Option, frozen=True, kw_only=True):
 
 
 class Words(Option, frozen=True, kw_only=True):
-    """A list of up to `most` different texts, or one text with commas between them; sent as JSON."""
+    """Up to `most` different texts: a list, or one with commas between them; sent as JSON."""
 
     most: int = 100
     longest: int = 1000
