@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from controlplane.cli import exits, progress
+from controlplane.cli.following import shown_installation
 from controlplane.cli.main import run
+from controlplane.cli.output import Output
+from controlplane.client import ModelMoraClient
+from controlplane.client_types import Progress, ServerUnreachable
 from tests import rest_server as rest
 from tests.programs import program
 from tests.rest_server import (
@@ -381,6 +385,26 @@ def test_terminal_gets_bars_and_frames(server: RestServer) -> None:
     assert code == 0
     assert "───" in shown
     assert MINILM in shown
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_lost_server_goes_on_with_what_had_begun(
+    begun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "http://127.0.0.1:1"
+
+    def lose() -> None:
+        with shown_installation(
+            ModelMoraClient(url), Output(as_json=False), MINILM, set()
+        ) as on_progress:
+            if begun:
+                on_progress(Progress(phase="downloading"))
+            raise ServerUnreachable(url, "It hung up.")
+
+    with pytest.raises(ServerUnreachable, match=r"\(It hung up\): is"):
+        lose()
+    told = capsys.readouterr().err
+    assert ("go on when the server runs again" in told) is begun
 
 
 def test_who_waits_at_a_terminal_is_told(
