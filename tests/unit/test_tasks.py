@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from controlplane.errors import BatchSizeExceeded, NoRestInference, ValidationFailed
-from controlplane.inference.tasks import TASKS, generic
+from controlplane.inference.tasks import TASKS, examples, generic
 from controlplane.inference.tasks.blame import in_callers_words
 from controlplane.inference.tasks.limits import (
     MAX_FILE_BYTES,
@@ -55,6 +57,11 @@ def test_the_documented_example_is_taken(task: Any) -> None:
     plan = check(task.name, example.input_data, **example.parameters)
     assert plan.single
     assert set(plan.parameters) == set(example.parameters)
+
+
+def test_the_documented_picture_is_large_enough_for_every_task() -> None:
+    with Image.open(io.BytesIO(base64.b64decode(examples.PICTURE))) as picture:
+        assert min(picture.size) >= 8  # docs/tasks.md: sides of 8 to 2,048 pixels
 
 
 # -- what a model refuses ------------------------------------------------------------------------
