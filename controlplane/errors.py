@@ -55,10 +55,9 @@ class InvalidInput(ModelMoraError):
 
     code = "INVALID_INPUT"
 
-    def __init__(self, what: str, *, field: str | None = None) -> None:
-        # a sentence about the input as a whole stands for itself
-        message = what if field in (None, "input_data") else f"{field}: {what}"
-        super().__init__(message, fields={field: [what]} if field else None)
+    def __init__(self, message: str, *, field: str | None = None, what: str = "") -> None:
+        """`what`: the message without the field in front of it, where it has one."""
+        super().__init__(message, fields={field: [what or message]} if field else None)
 
 
 class BatchSizeExceeded(ModelMoraError):

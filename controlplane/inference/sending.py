@@ -116,7 +116,9 @@ class Sender:
                     yield arrays.rows(outputs, len(chunk)) if batched else [arrays.row(outputs)]
         except RequestRejected as error:
             field, what = in_callers_words(str(error), plan, first)
-            raise InvalidInput(what, field=field) from error
+            # a sentence about the input as a whole stands for itself
+            message = what if field == "input_data" else f"{field}: {what}"
+            raise InvalidInput(message, field=field, what=what) from error
         except TritonError as error:
             raise self._fact(error) from error
         except ValueError as error:
