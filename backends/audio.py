@@ -57,9 +57,9 @@ def decode_audio(encoded: bytes, sample_rate: int) -> Samples:
             _check(file)
             samples, rate = _read(file), int(file.samplerate)
     except soundfile.LibsndfileError as error:
+        why = error.error_string.rstrip(".")  # its text names the object that it read from
         raise InputError(
-            f"audio_input is no audio file that can be read ({_line(error)}); the formats are "
-            f"{_NAMES}."
+            f"audio_input is no audio file that can be read ({why}); the formats are {_NAMES}."
         ) from error
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"audio_input is damaged: {_line(error)}.") from error

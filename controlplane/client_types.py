@@ -53,7 +53,7 @@ class ServerUnreachable(ModelMoraClientError):
 
     def __init__(self, url: str, why: str, *, timed_out: bool = False) -> None:
         super().__init__(
-            f"No answer from ModelMora at {url} ({why}): is `modelmora serve` running?"
+            f"No answer from ModelMora at {url} ({why.rstrip('.')}): is `modelmora serve` running?"
         )
         self.url = url
         self.timed_out = timed_out

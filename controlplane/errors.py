@@ -55,8 +55,9 @@ class InvalidInput(ModelMoraError):
 
     code = "INVALID_INPUT"
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
-        super().__init__(message, fields={field: [message]} if field else None)
+    def __init__(self, message: str, *, field: str | None = None, what: str = "") -> None:
+        """`what`: the message without the field in front of it, where it has one."""
+        super().__init__(message, fields={field: [what or message]} if field else None)
 
 
 class BatchSizeExceeded(ModelMoraError):

@@ -259,7 +259,7 @@ def _unknown(key: str, value: Any, known: Collection[str]) -> str:
             "is a section, and settings are flat: write "
             "`port: 8000` at the top level, not `server: {port: 8000}`"
         )
-    close = difflib.get_close_matches(key, known, n=2) or sorted(
+    close = difflib.get_close_matches(key.lower(), known, n=2) or sorted(
         name for name in known if name.split("_")[0] in key.split("_")
     )
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
@@ -267,7 +267,8 @@ def _unknown(key: str, value: Any, known: Collection[str]) -> str:
 
 
 def _decode_path(target: type, value: Any) -> Any:
-    if target is Path and isinstance(value, str | Path):
+    # an empty one would be the directory in which the server happens to be started
+    if target is Path and isinstance(value, str | Path) and str(value).strip():
         return Path(value).expanduser()
     raise msgspec.ValidationError(f"Expected {target.__name__}, got {type(value).__name__}")
 

@@ -116,6 +116,8 @@ class Painter:
             "negative_prompt": request.negative_prompt,
             "num_inference_steps": request.steps,
             "guidance_scale": request.guidance_scale,
+            # else diffusers looks for packages that would change the prompt, and logs it each time
+            "clean_caption": False,
             # on the CPU: the same noise for the same seed on every device
             "generator": torch.Generator().manual_seed(request.seed),
         }

@@ -109,10 +109,12 @@ def _refuse_unknown(
 ) -> None:
     for name in ("negative_prompt", "guidance_scale", "strength", "image_guidance_scale"):
         if parameters.get(name) is not None and name not in defaults.known:
-            raise InputError(f"Model {artefact.model_id} takes no {name}.")
+            raise InputError(f"Parameter {name} is none that model {artefact.model_id} takes.")
     for name in ("width", "height"):
         if artefact.takes_image and parameters.get(name) is not None:
-            raise InputError(f"The picture gets the size of image_input; leave out {name}.")
+            raise InputError(
+                f"Parameter {name} must be left out: the picture gets the size of image_input."
+            )
 
 
 def _size(parameters: Mapping[str, Any], artefact: DiffusionArtefact) -> tuple[int, int]:

@@ -65,7 +65,7 @@ class Audio2Text:
         if language is None:
             return {}
         if not self._languages:
-            raise InputError("This model hears one language; leave out language.")
+            raise InputError("Parameter language must be left out: this model hears one language.")
         from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
         code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
@@ -81,7 +81,7 @@ class Audio2Text:
         if self._pipe.type == "ctc":
             return {"return_timestamps": "word"}
         if self._pipe.type != "seq2seq_whisper":
-            raise InputError("This model gives no timestamps; leave out timestamps.")
+            raise InputError("Parameter timestamps must be left out: this model gives none.")
         return {"return_timestamps": True}
 
 

@@ -75,7 +75,7 @@ class Text2Audio:
         if self._presets:
             return {"preprocess_params": {"voice_preset": self._preset(parameters)}}
         if self._speakers < 2:
-            raise InputError("This model has one voice; leave out voice.")
+            raise InputError("Parameter voice must be left out: this model has one voice.")
         number = int(given) if isinstance(given, str) and given.isdecimal() else given
         voice = whole_number({"voice": number}, "voice", 0, low=0, high=self._speakers - 1)
         return {"forward_params": {"speaker_id": voice}}

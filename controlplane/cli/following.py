@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from controlplane.cli.interrupts import taken
-from controlplane.client_types import ModelMoraClientError
+from controlplane.client_types import ModelMoraClientError, ServerUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from controlplane.cli.output import Output
     from controlplane.client import ModelMoraClient
@@ -31,7 +31,7 @@ def shown_installation(
         found = client.list_operations(model_id=model_id, status="active").data
         return found[0] if found else None
 
-    with _left(client, out, running), _shown(out) as show:
+    with _away(out, phases), _left(client, out, running), _shown(out) as show:
 
         def on_progress(progress: Progress) -> None:
             phases.add(progress.phase)
@@ -45,7 +45,8 @@ def shown_operation(client: ModelMoraClient, out: Output) -> Iterator[OnOperatio
     """Show the progress of an operation to people, of a sync that of all its installations."""
     last: list[Operation] = []
 
-    with _left(client, out, lambda: last[0] if last else None), _shown(out) as show:
+    running = _left(client, out, lambda: last[0] if last else None)
+    with _away(out, last), running, _shown(out) as show:
 
         def on_operation(operation: Operation) -> None:
             last[:] = [operation]
@@ -68,6 +69,20 @@ def _shown(out: Output) -> Iterator[Callable[[Progress, str], None]]:
 
     with shown_progress() as show:
         yield show
+
+
+@contextmanager
+def _away(out: Output, begun: Collection[object]) -> Iterator[None]:
+    """After the loss of the server: what becomes of work that had `begun`."""
+    try:
+        yield
+    except ServerUnreachable:
+        if begun:
+            out.note(
+                "Installations and syncs go on when the server runs again; "
+                "look with: modelmora operations list"
+            )
+        raise
 
 
 @contextmanager

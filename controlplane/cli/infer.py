@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import click
@@ -9,6 +10,7 @@ import click
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.infer_input import Given, input_data, labels, parameters
 from controlplane.cli.infer_output import Shown
+from controlplane.cli.progress import shown_waiting
 
 if TYPE_CHECKING:
     from controlplane.cli.output import Output
@@ -91,7 +93,13 @@ def infer(
     shown = Shown(out, labels(asked, data), output)
     more = {"version": version, "timeout_seconds": timeout, "priority": priority}
     options = parameters(params, normalize)
+    waiting = f"Waiting for {model_id}, which may have to be loaded"
     if stream:
-        shown.events(client.stream(model_id, data, options, **more))  # type: ignore[arg-type]
+        events = iter(client.stream(model_id, data, options, **more))  # type: ignore[arg-type]
+        with shown_waiting(waiting):
+            first = list(islice(events, 1))
+        shown.events(chain(first, events))
     else:
-        shown.result(client.infer(model_id, data, options, **more))  # type: ignore[arg-type]
+        with shown_waiting(waiting):
+            result = client.infer(model_id, data, options, **more)  # type: ignore[arg-type]
+        shown.result(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,10 +107,7 @@ class Shown:
         if "embedding" in output or "embeddings" in output:
             yield from _embeddings(self._labels, result)
         elif "results" in output:
-            for index, answer in enumerate(output["results"]):
-                label = self._labels[index] if index < len(self._labels) else str(index + 1)
-                yield f"{_shortened(label)}:"
-                yield from _answer(answer)
+            yield from self._results(output["results"])
         else:
             yield from _answer(output)
         took = _took(result)
@@ -117,6 +115,17 @@ class Shown:
             yield took
         elif took:  # the answer itself goes into pipes
             self._out.note(took)
+
+    def _results(self, answers: Sequence[dict[str, Any]]) -> Iterator[Block]:
+        missing = map(str, range(len(self._labels) + 1, len(answers) + 1))
+        labelled = list(zip(chain(map(_shortened, self._labels), missing), answers, strict=False))
+        if answers and all(len(answer.get("classes", ())) == 1 for answer in answers):
+            rows = [(label, *_class(answer["classes"][0])) for label, answer in labelled]
+            yield Table(("input", "label", "score"), rows)
+            return
+        for label, answer in labelled:
+            yield f"{label}:"
+            yield from _answer(answer)
 
 
 def _took(result: InferResult) -> str:
@@ -136,8 +145,7 @@ def for_terminal(text: str) -> str:
 
 def _answer(answer: dict[str, Any]) -> Iterator[Block]:
     if "classes" in answer:
-        rows = [(one["label"], f"{one['score']:.4f}") for one in answer["classes"]]
-        yield Table(("label", "score"), rows)
+        yield Table(("label", "score"), [_class(one) for one in answer["classes"]])
     elif "objects" in answer:
         yield Table(("label", "score", "box"), [_object(one) for one in answer["objects"]])
     elif "answer" in answer:
@@ -150,6 +158,10 @@ def _answer(answer: dict[str, Any]) -> Iterator[Block]:
         yield for_terminal(answer["text"])
     else:
         yield json.dumps(answer, indent=2, ensure_ascii=True)
+
+
+def _class(one: dict[str, Any]) -> tuple[str, str]:
+    return one["label"], f"{one['score']:.4f}"
 
 
 def _object(one: dict[str, Any]) -> tuple[str, str, str]:

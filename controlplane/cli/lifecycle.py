@@ -9,6 +9,7 @@ import click
 from controlplane.cli import exits
 from controlplane.cli.base import client_command, split_version
 from controlplane.cli.output import Block, Output, Table, megabytes
+from controlplane.cli.progress import shown_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +45,10 @@ def load(
         plan = client.plan(wanted)
         out.result(plan, _plan)
         ctx.exit(exits.OK if plan.fits else exits.UNAVAILABLE)
-    loaded = [client.load(model_id, version) for model_id, version in wanted]
+    loaded = []
+    for model_id, version in wanted:
+        with shown_waiting(f"Loading {model_id}"):
+            loaded.append(client.load(model_id, version))
     if len(loaded) == 1:
         out.result(loaded[0], _loaded)
     else:

@@ -19,7 +19,7 @@ from controlplane.client_types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from controlplane.client import ModelMoraClient
     from controlplane.client_memory import MemoryRecord
@@ -117,7 +117,31 @@ def _installed(model: ModelInfo, *, already: bool) -> Iterable[Block]:
     elif ready_made:
         yield f"Call it with any Triton client as {model.triton_name}, or over /v2."
     else:
-        yield f'Try it: modelmora infer {model.model_id} "Hello, world"'
+        yield f"Try it: modelmora infer {model.model_id} {_first_input(model, artefact)}"
+
+
+_PICTURE = "--image picture.jpg"
+_FIRST_INPUTS = {
+    "txt2embed": '"Hello, world"',
+    "txt2txt": '"Once upon a time"',
+    "txt2img": '"a red fox"',
+    "txt2audio": '"Hello, world"',
+    "img2embed": _PICTURE,
+    "img2txt": _PICTURE,
+    "img2img": f'"make it winter" {_PICTURE}',
+    "object_detection": _PICTURE,
+    "audio2txt": "--audio speech.wav",
+    "question_answering": '"Who wrote it?" --context "It was written by Ada."',
+}
+
+
+def _first_input(model: ModelInfo, artefact: Mapping[str, Any]) -> str:
+    """What to ask the model first; classifiers and plugins' models tell by their tensors."""
+    inputs = artefact.get("inputs") or []
+    if model.task_type == "classification":
+        return _PICTURE if "image_input" in inputs else '"Hello, world"'
+    names = " ".join(f"--input {name}=VALUE" for name in inputs)
+    return _FIRST_INPUTS.get(model.task_type, names or '"Hello, world"')
 
 
 @click.command("list")

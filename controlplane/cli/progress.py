@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ _PHASES = {
     "repairing": "Repairing",
 }
 _MB = 1024 * 1024
+_SECOND = 1.0
+_LINE_START = "\r\x1b[K"  # ECMA-48: erase to the end of the line
 
 
 def _stage(progress: Progress) -> str | None:
@@ -52,6 +55,31 @@ def shown_progress() -> Iterator[Show]:
             yield show
     else:
         yield _Lines().show
+
+
+@contextmanager
+def shown_waiting(what: str) -> Iterator[None]:
+    """On a terminal, from a second on: what is waited for, and for how long. It leaves no trace."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    ended = threading.Event()
+    watch = threading.Thread(target=_count_seconds, args=(what, ended), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _count_seconds(what: str, ended: threading.Event) -> None:
+    seconds = 0
+    while not ended.wait(_SECOND):
+        seconds += 1
+        click.echo(f"{_LINE_START}{what}, {seconds} s", err=True, nl=False)
+    if seconds:
+        click.echo(_LINE_START, err=True, nl=False)
 
 
 class _Lines:

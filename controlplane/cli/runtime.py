@@ -19,6 +19,7 @@ from controlplane.cli.output import (
     facts,
     megabytes,
 )
+from controlplane.cli.progress import shown_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +40,9 @@ def unload(client: ModelMoraClient, out: Output, model_id: str) -> None:
     Example:
       modelmora unload sentence-transformers/all-MiniLM-L6-v2
     """
-    out.result(client.unload(model_id), _unloaded)
+    with shown_waiting(f"Unloading {model_id}"):
+        unloaded = client.unload(model_id)
+    out.result(unloaded, _unloaded)
 
 
 def _unloaded(answer: Unloaded) -> Iterable[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,10 @@ def serve(config: str | None, **options: Any) -> int:
     settings = load_settings(config_file=Path(config) if config else None, overrides=given)
     # A start makes many objects and no garbage: looking for some takes a tenth of its time.
     gc.disable()
+    # libuv starts programs with fork(2), after which gRPC's handlers begin its threads anew in the
+    # child: of a hundred converters and Tritons two died of it before they began. gRPC reads this
+    # when it is imported.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     try:
         # Only now: a wrong setting is answered before the server's libraries are read.
         from controlplane.app import serve as run_server

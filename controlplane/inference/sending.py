@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from controlplane.errors import (
 )
 from controlplane.inference import arrays
 from controlplane.inference.mortal import while_alive
+from controlplane.inference.tasks.blame import in_callers_words
 from controlplane.triton.failures import (
     ModelUnknown,
     RequestRejected,
@@ -77,11 +79,12 @@ class Sender:
         chunks = list(_chunks(plan.items, self._servable.form.max_batch_size))
         turn = asyncio.Semaphore(REQUESTS_AT_A_TIME)
 
-        async def run(chunk: Sequence[Item]) -> list[list[Outputs]]:
+        async def run(first: int, chunk: Sequence[Item]) -> list[list[Outputs]]:
             async with turn:
-                return await self._chunk(chunk, plan)
+                return await self._chunk(chunk, plan, first)
 
-        found = await _together([run(chunk) for chunk in chunks])
+        firsts = accumulate(map(len, chunks), initial=0)
+        found = await _together([run(*numbered) for numbered in zip(firsts, chunks, strict=False)])
         return [item for chunk in found for item in chunk]
 
     async def stream(
@@ -92,15 +95,18 @@ class Sender:
             async for (outputs,) in responses:
                 yield outputs
 
-    async def _chunk(self, chunk: Sequence[Item], plan: Plan) -> list[list[Outputs]]:
-        async with contextlib.aclosing(self._responses(chunk, plan, {})) as responses:
+    async def _chunk(self, chunk: Sequence[Item], plan: Plan, first: int) -> list[list[Outputs]]:
+        async with contextlib.aclosing(self._responses(chunk, plan, {}, first)) as responses:
             found = [response async for response in responses]
         return [[response[i] for response in found] for i in range(len(chunk))]
 
     async def _responses(
-        self, chunk: Sequence[Item], plan: Plan, more: Mapping[str, Any]
+        self, chunk: Sequence[Item], plan: Plan, more: Mapping[str, Any], first: int = 0
     ) -> AsyncGenerator[list[Outputs], None]:
-        """The responses to one request; each has the outputs of all its items."""
+        """The responses to one request; each has the outputs of all its items.
+
+        `first`: the place of the first of them among the call's.
+        """
         batched = self._servable.form.max_batch_size > 0
         inputs = arrays.batch_of(chunk) if batched else arrays.alone(chunk[0])
         parameters = {**plan.parameters, **more}
@@ -108,6 +114,11 @@ class Sender:
             async with contextlib.aclosing(self._send(inputs, plan, parameters)) as answers:
                 async for outputs in answers:
                     yield arrays.rows(outputs, len(chunk)) if batched else [arrays.row(outputs)]
+        except RequestRejected as error:
+            field, what = in_callers_words(str(error), plan, first)
+            # a sentence about the input as a whole stands for itself
+            message = what if field == "input_data" else f"{field}: {what}"
+            raise InvalidInput(message, field=field, what=what) from error
         except TritonError as error:
             raise self._fact(error) from error
         except ValueError as error:
@@ -144,8 +155,6 @@ class Sender:
         model_id = self._servable.model_id
         if isinstance(error, TritonTimeout):
             return InferenceTimeout(model_id, self._terms.timeout)
-        if isinstance(error, RequestRejected):
-            return InvalidInput(str(error), field="input_data")
         if isinstance(error, TritonUnavailable):
             return ServiceUnavailable(f"Triton is not reachable: {error}")
         self._suspect(self._servable)

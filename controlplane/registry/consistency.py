@@ -132,7 +132,7 @@ def _artefact(folder: Path, model_id: str, version: str, artefact: str) -> Itera
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
     except FileNotFoundError:
-        yield f"{what} {folder} is missing"
+        yield f"{what} {folder.absolute()} is missing"  # its place may be a setting's fault
         return
     except (OSError, ValueError) as error:
         yield f"{what} {folder / 'manifest.json'} cannot be read ({error})"

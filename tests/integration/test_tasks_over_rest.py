@@ -229,7 +229,11 @@ async def test_classes_objects_and_answers(rest: Rest) -> None:
     assert await rest.ask("object_detection", {"image": b64(b"nothing")}) == {"objects": []}
     broken = await rest.refused("object_detection", {"image": b64(b"broken")})
     assert broken["code"] == "INVALID_INPUT"
-    assert "image_input is no image" in broken["message"]
+    assert broken["message"] == "input_data.image: is no image"
+    # the items travel one by one; the caller's place is what is told
+    listed = [b64(PNG), b64(PNG), b64(b"broken")]
+    broken = await rest.refused("object_detection", {"image": listed})
+    assert broken["details"]["fields"] == {"input_data.image[2]": ["is no image"]}
 
 
 async def test_speech(rest: Rest) -> None:
@@ -449,7 +453,9 @@ async def test_the_command_line_shows_every_kind_of_answer(
     _, out, _ = await modelmora("infer", "org/img2embed", "-i", "cat.png", "-i", "cat.png")
     assert out.count(f"[+{len(PNG)}.0000, +1.0000]".encode()) == 2
     _, out, _ = await modelmora("infer", "org/classification", "a", "b", "-p", "top_k=1")
-    assert out.split() == b"a: LABEL SCORE l0 0.7500 b: LABEL SCORE l0 0.7500".split()
+    assert out.split() == b"INPUT LABEL SCORE a l0 0.7500 b l0 0.7500".split()
+    _, out, _ = await modelmora("infer", "org/classification", "a", "b")
+    assert out.split()[:7] == b"a: LABEL SCORE l0 0.7500 l1 0.3750".split()
     _, out, _ = await modelmora("infer", "org/question_answering", "who?", "--context", "Ada")
     assert out == b"who?|Ada  (score 0.5000, 3 to 3)\n"
     _, out, _ = await modelmora("infer", "org/object_detection", "-i", "cat.png")

@@ -248,7 +248,7 @@ def test_rows_without_files_and_files_without_rows_are_warnings(
     report = check(file, tmp_path / "repository", tmp_path / "downloads")
     assert report.sound
     assert len(report.warnings) == 2
-    assert "a/b version main is ready, but" in report.warnings[0]
+    assert "a/b version main is ready, but /" in report.warnings[0]
     assert f"{stray} belongs to no installed version" in report.warnings[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -12,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from controlplane.cli import exits
+from controlplane.cli import exits, progress
+from controlplane.cli.following import shown_installation
 from controlplane.cli.main import run
+from controlplane.cli.output import Output
+from controlplane.client import ModelMoraClient
+from controlplane.client_types import Progress, ServerUnreachable
 from tests import rest_server as rest
 from tests.programs import program
 from tests.rest_server import (
@@ -25,6 +30,7 @@ from tests.rest_server import (
     OPERATIONS_PATH,
     RestServer,
 )
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -289,6 +295,25 @@ def test_install_shows_both_phases_as_lines(server: RestServer, modelmora: Any) 
     assert registration == {"model_id": MINILM, "version": "v1"}
 
 
+@pytest.mark.parametrize(
+    ("task", "inputs", "hint"),
+    [
+        ("txt2embed", ["text_input"], '"Hello, world"'),
+        ("classification", ["text_input", "text_pair_input"], '"Hello, world"'),
+        ("classification", ["image_input"], "--image picture.jpg"),
+        ("img2img", ["text_input", "image_input"], '"make it winter" --image picture.jpg'),
+        ("audio2txt", ["audio_input"], "--audio speech.wav"),
+        ("echo", ["word", "times"], "--input word=VALUE --input times=VALUE"),
+    ],
+)
+def test_install_says_what_to_ask_the_model_first(
+    task: str, inputs: list[str], hint: str, server: RestServer, modelmora: Any
+) -> None:
+    installing(server, model=rest.model(task_type=task, artefact={"inputs": inputs}))
+    told = modelmora("install", MINILM).out.splitlines()
+    assert told[-1] == f"Try it: modelmora infer {MINILM} {hint}"
+
+
 def test_install_from_a_directory(server: RestServer, modelmora: Any, tmp_path: Path) -> None:
     installing(server)
     directory = tmp_path / "my model"
@@ -360,6 +385,46 @@ def test_terminal_gets_bars_and_frames(server: RestServer) -> None:
     assert code == 0
     assert "───" in shown
     assert MINILM in shown
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_lost_server_goes_on_with_what_had_begun(
+    begun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "http://127.0.0.1:1"
+
+    def lose() -> None:
+        with shown_installation(
+            ModelMoraClient(url), Output(as_json=False), MINILM, set()
+        ) as on_progress:
+            if begun:
+                on_progress(Progress(phase="downloading"))
+            raise ServerUnreachable(url, "It hung up.")
+
+    with pytest.raises(ServerUnreachable, match=r"\(It hung up\): is"):
+        lose()
+    told = capsys.readouterr().err
+    assert ("go on when the server runs again" in told) is begun
+
+
+def test_who_waits_at_a_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_SECOND", 0.001)
+    with progress.shown_waiting("Loading a/b"):  # no terminal: nothing
+        pass
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = ""
+
+    def told() -> bool:
+        nonlocal shown
+        shown += capsys.readouterr().err
+        return "Loading a/b, 3 s" in shown
+
+    with progress.shown_waiting("Loading a/b"):
+        asyncio.run(eventually(told))
+    assert shown.startswith("\r\x1b[KLoading a/b, 1 s\r\x1b[KLoading a/b, 2 s")
+    assert capsys.readouterr().err.endswith("\r\x1b[K")  # nothing is left of it
 
 
 # -- infer, list, health, uninstall ------------------------------------------------------------

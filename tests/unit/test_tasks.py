@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from controlplane.errors import BatchSizeExceeded, NoRestInference, ValidationFailed
-from controlplane.inference.tasks import TASKS, generic
+from controlplane.inference.tasks import TASKS, examples, generic
+from controlplane.inference.tasks.blame import in_callers_words
 from controlplane.inference.tasks.limits import (
     MAX_FILE_BYTES,
     check_timeout,
@@ -54,6 +57,35 @@ def test_the_documented_example_is_taken(task: Any) -> None:
     plan = check(task.name, example.input_data, **example.parameters)
     assert plan.single
     assert set(plan.parameters) == set(example.parameters)
+
+
+def test_the_documented_picture_is_large_enough_for_every_task() -> None:
+    with Image.open(io.BytesIO(base64.b64decode(examples.PICTURE))) as picture:
+        assert min(picture.size) >= 8  # docs/tasks.md: sides of 8 to 2,048 pixels
+
+
+# -- what a model refuses ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "what"),
+    [
+        ("Parameter steps must be 1.", "input_data.steps", "must be 1."),
+        ("Parameter voice must be a.", "parameters.voice", "must be a."),
+        ("Image 1 is damaged.", "input_data.image[6]", "is damaged."),
+        ("image_input[1] is no.", "input_data.image[6]", "is no."),
+        ("image_input is no.", "input_data.image[5]", "is no."),
+        ("text_input is long.", "input_data.text", "is long."),
+        ("Text 0 is long.", "input_data.text", "is long."),
+        ("The prompt is empty.", "input_data", "The prompt is empty."),
+        ("unknown_input is odd.", "input_data", "unknown_input is odd."),
+        ("No.", "input_data", "No."),
+    ],
+)
+def test_a_refusal_names_the_callers_field(said: str, field: str, what: str) -> None:
+    given = {"image": [PNG] * 9, "text": "x", "steps": 3}
+    plan = check("img2img", given)
+    assert in_callers_words(said, plan, first=5) == (field, what)
 
 
 # -- texts ----------------------------------------------------------------------------------------
@@ -140,8 +172,8 @@ def test_one_query_goes_with_each_passage() -> None:
 def test_candidate_labels_travel_as_json() -> None:
     plan = check("classification", {"text": "q"}, candidate_labels=["a, b", "c"], multi_label=True)
     assert plan.parameters == {"candidate_labels": '["a, b", "c"]', "multi_label": True}
-    assert check("classification", {"text": "q"}, candidate_labels="a").parameters == {
-        "candidate_labels": '["a"]'
+    assert check("classification", {"text": "q"}, candidate_labels="a, b").parameters == {
+        "candidate_labels": '["a", "b"]'
     }
     for wrong in ([], [""], ["a", "a"], ["x"] * 101, ["x" * 1001], [1], 7, ["\ud800"], None):
         found = {"parameters.candidate_labels"} if wrong is not None else set()

@@ -244,6 +244,7 @@ def _artefact(manifest: Json | None) -> Json | UnsetType:
     chosen = {
         "dimension": embedding.get("dimension"),
         "max_seq_length": embedding.get("max_seq_length"),
+        "inputs": [tensor["name"] for tensor in manifest.get("inputs") or ()] or None,
         "precision": manifest.get("precision"),
         "candidates": manifest.get("candidates"),
         "parity": manifest.get("parity"),

@@ -102,7 +102,7 @@ TXT2AUDIO = Task(
     needs=(("text",),),
     options=(
         Word(name="voice", about="One of the model's voices, a name or number.", or_number=True),
-        Whole(name="sample_rate", about="Samples per second.", least=1000, most=384_000),
+        Whole(name="sample_rate", about="Samples per second.", least=4000, most=192_000),
     ),
     outputs=("audio_output", "sample_rate"),
     answer=_speech,

@@ -149,13 +149,14 @@ class Stops(Option, frozen=True, kw_only=True):
 
 
 class Words(Option, frozen=True, kw_only=True):
-    """A list of up to `most` different texts, which travels as JSON."""
+    """Up to `most` different texts: a list, or one with commas between them; sent as JSON."""
 
     most: int = 100
     longest: int = 1000
 
     def read(self, value: Any, path: str, faults: Faults) -> Any:
-        listed = [value] if isinstance(value, str) else value
+        # as Triton's clients write them, and transformers
+        listed = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
         if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
             faults[path] = ["must be a list of strings"]
         elif not all(is_unicode(word) for word in listed):
@@ -169,7 +170,8 @@ class Words(Option, frozen=True, kw_only=True):
     def schema(self) -> dict[str, Any]:
         word = {"type": "string", "minLength": 1, "maxLength": self.longest}
         many = {"type": "array", "items": word, "minItems": 1, "maxItems": self.most}
-        return {"oneOf": [word, many], "description": self.about}
+        listed = {"type": "string", "minLength": 1}
+        return {"oneOf": [listed, many], "description": self.about}
 
 
 def is_unicode(text: str) -> bool:

@@ -43,6 +43,18 @@ class TensorValue(msgspec.Struct, frozen=True, kw_only=True):
 Item = dict[str, TensorValue]
 
 
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a caller wrote a value.
+
+    Attributes:
+        path: of the field, dotted.
+        listed: it is a list with a value for each item.
+    """
+
+    path: str
+    listed: bool = False
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a checked call comes to.
 
@@ -51,12 +63,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         single: the caller sent one item, not lists; the answer has the same form.
         parameters: request parameters for the backend.
         outputs: the tensors wanted; empty for all that the model has.
+        places: by tensor or parameter, the caller's field.
     """
 
     items: tuple[Item, ...]
     single: bool
     parameters: dict[str, Any]
     outputs: tuple[str, ...]
+    places: dict[str, Place] = {}
 
     @property
     def references(self) -> tuple[Reference, ...]:

@@ -57,7 +57,8 @@ CLASSIFICATION = Task(
         ),
         Words(
             name="candidate_labels",
-            about="Labels of your own, for models of natural language inference.",
+            about="Labels of your own, for models of natural language inference: a list, or a text "
+            "with commas between them.",
         ),
         Word(name="hypothesis_template", about="What a label says of the text: This is {}."),
         Flag(name="multi_label", about="Whether several candidates may be true."),

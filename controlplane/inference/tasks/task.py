@@ -15,7 +15,7 @@ from controlplane.errors import BatchSizeExceeded, ValidationFailed
 from controlplane.inference.tasks.inputs import Contents, Input
 from controlplane.inference.tasks.long_text import plain
 from controlplane.inference.tasks.options import Option
-from controlplane.inference.tasks.plan import Faults, Item, Outputs, Plan, TensorValue
+from controlplane.inference.tasks.plan import Faults, Item, Outputs, Place, Plan, TensorValue
 
 if TYPE_CHECKING:
     from controlplane.inference.tasks.media import MediaRules
@@ -122,6 +122,7 @@ class _Check:
 
     def plan(self, input_data: Mapping[str, Any], parameters: Mapping[str, Any]) -> Plan:
         given = self._sorted_out(input_data, parameters)
+        places = self._places(given)
         options = {
             option.name: option.read(*given.pop(option.name), self._faults)
             for option in self._task.options
@@ -132,8 +133,23 @@ class _Check:
         if self._faults:
             raise ValidationFailed(self._faults)
         return Plan(
-            items=items, single=single, parameters=options, outputs=_wanted(self._task, self._form)
+            items=items,
+            single=single,
+            parameters=options,
+            outputs=_wanted(self._task, self._form),
+            places=places,
         )
+
+    def _places(self, given: Given) -> dict[str, Place]:
+        places = {
+            field.tensor: Place(
+                path=given[field.name][1], listed=field.is_batch(given[field.name][0])
+            )
+            for field in self._task.inputs
+            if field.name in given
+        }
+        options = (option.name for option in self._task.options if option.name in given)
+        return places | {name: Place(path=given[name][1]) for name in options}
 
     def _sorted_out(self, input_data: Mapping[str, Any], parameters: Mapping[str, Any]) -> Given:
         """Values and their paths by the declared names; `parameters` wins over `input_data`."""
