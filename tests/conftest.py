@@ -51,6 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(forking.Parent().end)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    measuring.leave_counting_to_pytest()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with measuring.first_examples_counted(item):
+        return (yield)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)  # stable: within a file nothing changes
