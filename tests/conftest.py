@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
@@ -29,6 +30,7 @@ LONG = (
     *("e2e/test_chaos.py", "e2e/test_kill_9.py", "e2e/test_supervision.py"),
     *("e2e/test_faults.py", "e2e/test_ready_models.py", "integration/test_converter_process.py"),
     *("integration/test_backend_text_embedding.py", "integration/test_install.py"),
+    "unit/test_scheduler_histories.py",
 )
 FOLDERS = ("e2e", "integration", "contract", "unit")
 TESTS = Path(__file__).parent
@@ -70,6 +72,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> tuple[int, int]:
     name = item.path.relative_to(TESTS).as_posix()
     return LONG.index(name) if name in LONG else len(LONG), FOLDERS.index(name.split("/")[0])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # frameworks and thousands of tests: no need to look through them again and again
 
 
 @pytest.fixture(scope="module", autouse=True)
