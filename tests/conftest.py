@@ -75,7 +75,9 @@ def _turn(item: pytest.Item) -> tuple[int, int]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    gc.freeze()  # frameworks and thousands of tests: no need to look through them again and again
+    """Frameworks and thousands of tests stay: no need to look through them again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="module", autouse=True)
