@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
@@ -29,6 +30,7 @@ LONG = (
     *("e2e/test_chaos.py", "e2e/test_kill_9.py", "e2e/test_supervision.py"),
     *("e2e/test_faults.py", "e2e/test_ready_models.py", "integration/test_converter_process.py"),
     *("integration/test_backend_text_embedding.py", "integration/test_install.py"),
+    "unit/test_scheduler_histories.py",
 )
 FOLDERS = ("e2e", "integration", "contract", "unit")
 TESTS = Path(__file__).parent
@@ -51,6 +53,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(forking.Parent().end)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    measuring.leave_counting_to_pytest()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with measuring.first_examples_counted(item):
+        return (yield)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_turn)  # stable: within a file nothing changes
@@ -59,6 +72,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> tuple[int, int]:
     name = item.path.relative_to(TESTS).as_posix()
     return LONG.index(name) if name in LONG else len(LONG), FOLDERS.index(name.split("/")[0])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Frameworks and thousands of tests stay: no need to look through them again and again."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="module", autouse=True)

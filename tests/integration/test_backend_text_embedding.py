@@ -25,7 +25,7 @@ from backends.text_embedding.requests import EmbeddingRequest
 from controlplane.registry.model import ModelId
 from controlplane.registry.repository import ModelRepository
 from controlplane.triton.failures import ModelFailed, RequestRejected, TritonError
-from tests import models
+from tests import forking, models
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -50,10 +50,14 @@ class TritonPythonModel(Model):
 
 
 def convert(source: Path, output: Path) -> Path:
+    """In a process of its own, as what serves is the subject: one that forks."""
+    environment = {**os.environ, **forking.environment()}
     command = [sys.executable, "-m", "converters", "convert", "--task", "txt2embed"]
     command += ["--engine", "onnxruntime"]
     paths = ["--source", str(source), "--output", str(output), "--model-id", "org/name"]
-    done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, *paths], capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return output
 

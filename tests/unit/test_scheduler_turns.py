@@ -215,6 +215,7 @@ def crowd(
     return in_virtual_time(history())
 
 
+@pytest.mark.no_cover  # thousands of requests, whose lines the few above have counted
 @pytest.mark.parametrize("skew", [0.0, 1.0, 2.0])
 def test_thirty_models_in_room_for_five_are_all_served_in_time(skew: float) -> None:
     weights = [1 / (rank + 1) ** skew for rank in range(30)]
@@ -226,6 +227,7 @@ def test_thirty_models_in_room_for_five_are_all_served_in_time(skew: float) -> N
     assert len(waits) / sum(world.effects.loads.values()) > (1.5 if skew == 0 else 3)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=25, deadline=None)
 @given(
     weights=st.lists(st.floats(0.05, 1.0), min_size=3, max_size=10),
