@@ -476,9 +476,8 @@ _SETTINGS = settings(
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),  # explaining takes minutes
 )
-# Of breaks put into the scheduler on purpose the first fifty found what a thousand did; those tried
-# are always the same ones (`--hypothesis-profile=search` tries others).
-EXAMPLES = 500
+# Always the same ones; `--hypothesis-profile=search` tries others.
+EXAMPLES = 1000
 # Other tests count the scheduler's lines; counting them takes longer than the histories do.
 TestHistories = pytest.mark.no_cover(Histories.TestCase)
 TestHistories.settings = settings(_SETTINGS, max_examples=EXAMPLES)
