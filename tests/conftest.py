@@ -16,6 +16,7 @@ from controlplane.lifecycle.unloading import Unloading
 from controlplane.registry.repository import ModelRepository
 from controlplane.triton.client import TritonClient
 from controlplane.triton.embedded import EmbeddedTriton
+from controlplane.triton.failures import TritonTimeout
 from tests import forking, measuring, prepared
 from tests.triton_models import TritonModels
 
@@ -148,18 +149,23 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundTrito
 
 @pytest.fixture
 async def triton_client(triton: BackgroundTriton) -> AsyncIterator[TritonClient]:
-    """A client of the session's server; what a test left loaded is unloaded afterwards.
-
-    As the product does it: Triton 2.51 at times keeps a response of a cancelled stream, and with it
-    the model, until its process is killed.
-    """
+    """A client of the session's server; what a test left loaded is unloaded afterwards."""
     client = TritonClient(triton.endpoints)
     yield client
-    unloading = Unloading(client, triton.server, ModelRepository(triton.repository))
     for entry in await client.index():
         if entry.state == "READY" and entry.version is not None:
-            await unloading.unload(entry.name, entry.version, timeout=30)
+            await _unload(triton, client, entry.name, entry.version)
     await client.close()
+
+
+async def _unload(triton: BackgroundTriton, client: TritonClient, name: str, version: int) -> None:
+    try:
+        await client.unload(name, timeout=10)
+    except TritonTimeout:
+        # Triton 2.51 at times keeps a response of a cancelled stream, and with it the model, until
+        # its process is killed: as the product does.
+        unloading = Unloading(client, triton.server, ModelRepository(triton.repository))
+        await unloading.unload(name, version, timeout=30)
 
 
 @pytest.fixture(scope="session")
