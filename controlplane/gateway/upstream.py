@@ -81,12 +81,28 @@ class Upstream:
             UpstreamLost: the server does not take it.
         """
         self._check_address()
-        loop = asyncio.get_running_loop()
-        making = loop.create_connection(lambda: Connection(self), self._host, self._port)
+        making = asyncio.ensure_future(self._make())
         try:
-            _, connection = await asyncio.wait_for(making, CONNECT_TIMEOUT)
-        except (OSError, asyncio.TimeoutError, TimeoutError) as error:
+            # Not asyncio.wait_for: before Python 3.12 it forgets a cancellation, as of a client
+            # that leaves, which comes together with what it waits for.
+            await asyncio.wait({making}, timeout=CONNECT_TIMEOUT)
+        except asyncio.CancelledError:
+            making.add_done_callback(_abort_made)
+            making.cancel()
+            raise
+        if not making.done():
+            making.cancel()
+            raise UpstreamLost(f"Triton cannot be reached within {CONNECT_TIMEOUT:g} s")
+        try:
+            return making.result()
+        except OSError as error:
             raise UpstreamLost(f"Triton cannot be reached: {error}") from None
+
+    async def _make(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: Connection(self), self._host, self._port
+        )
         return connection
 
     def close(self) -> None:
@@ -119,3 +135,9 @@ class Upstream:
                 connection.abort()
             parts = urlsplit(url)
             self._known, self._host, self._port = url, parts.hostname or "", parts.port or 80
+
+
+def _abort_made(making: asyncio.Future[Connection]) -> None:
+    """Drop a connection that nobody waits for any more."""
+    if not making.cancelled() and making.exception() is None:
+        making.result().abort()

@@ -344,3 +344,39 @@ def test_answers_cut_anywhere_come_out_whole(bodies, chunked, cuts):
             assert server.connections == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_who_leaves_while_the_connection_is_made_is_let_go(turns, monkeypatch):
+    """Also in the very moment at which it is there."""
+    server, loop = Server(), asyncio.get_running_loop()
+    async with pool_before(server) as pool:
+        made, make = asyncio.Event(), loop.create_connection
+
+        async def create_connection(*given):
+            found = await make(*given)
+            await made.wait()
+            return found
+
+        monkeypatch.setattr(loop, "create_connection", create_connection)
+        asking = asyncio.create_task(ask(pool))
+        await eventually(lambda: server.connections == 1)
+        made.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled()
+        await eventually(lambda: server.gone == 1)
+
+
+async def test_a_server_that_takes_no_connection_is_not_waited_for_long(monkeypatch):
+    async with pool_before(Server()) as pool:
+
+        async def create_connection(*_):
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+        monkeypatch.setattr("controlplane.gateway.upstream.CONNECT_TIMEOUT", 0.01)
+        with pytest.raises(UpstreamLost, match=r"cannot be reached within 0\.01 s"):
+            await pool.connect()
