@@ -18,22 +18,13 @@ class Lease:
     __slots__ = ("_deadline", "_priority", "_resident", "_scheduler", "_servable")
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        servable: Servable,
-        deadline: float,
-        priority: int,
-        resident: Resident | None = None,
+        self, scheduler: Scheduler, servable: Servable, deadline: float, priority: int
     ) -> None:
-        """
-        Args:
-            resident: what has been acquired already, and a place with it.
-        """
         self._scheduler = scheduler
         self._servable = servable
         self._deadline = deadline
         self._priority = priority
-        self._resident = resident
+        self._resident: Resident | None = None
 
     @property
     def is_of_use(self) -> bool:

@@ -137,13 +137,8 @@ class Scheduler:
 
     def lease_at_once(self, servable: Servable) -> Lease | None:
         """A lease that has been entered, where the model is loaded and has a place for it."""
-        resident = self.try_acquire(servable)
-        if resident is None:
-            return None
-        if not resident.gate.try_enter():
-            self.release(resident)
-            return None
-        return Lease(self, servable, math.inf, DEFAULT_PRIORITY, resident)
+        lease = Lease(self, servable, math.inf, DEFAULT_PRIORITY)
+        return None if lease.try_enter() is None else lease
 
     def try_acquire(self, servable: Servable) -> Resident | None:
         """A lease at once when the model is loaded, else None."""

@@ -17,7 +17,7 @@ _MAX_STOP = 1000
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """A request parameter of the backend, `name` in both places.
+    """A request parameter of the backend, `name` in both places; a base, as `Input` is.
 
     Attributes:
         aliases: other names by which callers may give it.
