@@ -8,7 +8,6 @@ that are there as a whole: `wire.fields`.
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 
 from controlplane.gateway.wire import (
     FIXED32,
@@ -21,7 +20,7 @@ from controlplane.gateway.wire import (
 )
 
 
-class FieldWalk(ABC):
+class FieldWalk:
     """Walks one message, and the messages within it that `_outer` asks to be entered.
 
     What is made of the fields is a subclass's: of `_outer`, `_inner`, `_inner_number` and
@@ -65,9 +64,9 @@ class FieldWalk(ABC):
             self._skip = self._at - size
             self._base += size
 
-    @abstractmethod
     def _outer(self, number: int, start: int, end: int) -> bool:
         """A field of the message, with the place of its value; returns whether to enter it."""
+        return False
 
     def _inner(self, number: int, start: int, end: int) -> None:
         """A field of the message that was entered."""

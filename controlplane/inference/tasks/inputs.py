@@ -16,9 +16,9 @@ _FILE_FORMS = "base64, a data URI, or an address where the server allows that"
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """A field of `input_data`, one value or a list of values; a base, of which there is none itself.
+    """A field of `input_data`, one value or a list of values: the base of its kinds.
 
-    (msgspec's structs cannot be abstract classes: their metaclass is another.)
+    (No abstract class: msgspec's structs have a metaclass of their own.)
 
     Attributes:
         tensor: the model's input that takes it.

@@ -17,7 +17,7 @@ _MAX_STOP = 1000
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """A request parameter of the backend, `name` in both places; a base, as `Input` is.
+    """A request parameter of the backend, `name` in both places; the base of its kinds.
 
     Attributes:
         aliases: other names by which callers may give it.
