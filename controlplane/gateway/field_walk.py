@@ -64,9 +64,8 @@ class FieldWalk:
             self._skip = self._at - size
             self._base += size
 
-    def _outer(self, number: int, start: int, end: int) -> bool:
-        """A field of the message, with the place of its value; returns whether to enter it."""
-        return False
+    def _outer(self, number: int, start: int, end: int) -> bool | None:
+        """A field of the message, with the place of its value; returns True to enter it."""
 
     def _inner(self, number: int, start: int, end: int) -> None:
         """A field of the message that was entered."""
