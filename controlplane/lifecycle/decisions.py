@@ -35,7 +35,9 @@ class Decisions:
         self._transitions = transitions
         self._switching = switching
         self._turns = Turns(ledger, residency)
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        # The timer's own time: uvloop's has none where it was due when it was made.
+        self._looks_again_at = 0.0
         self._promised = NOTHING
         self.blocked = False
         self._bound_by_turns = True  # what blocks is nothing but that models have their turns
@@ -68,8 +70,9 @@ class Decisions:
             self.decide()
 
     def _look_again_by(self, when: float) -> None:
-        if self._timer is None or self._timer.when() > when:
+        if self._timer is None or self._looks_again_at > when:
             self._cancel_timer()
+            self._looks_again_at = when
             self._timer = asyncio.get_running_loop().call_at(when, self.decide)
 
     def close(self) -> None:

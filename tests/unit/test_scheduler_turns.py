@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -271,3 +272,26 @@ def test_a_models_own_idle_time_overrides_the_setting(
     own: float | None, default: float | None, limit: float | None
 ) -> None:
     assert idle_limit(own, default) == limit
+
+
+def test_a_look_that_is_due_at_once_may_be_brought_forward_on_the_servers_event_loop() -> None:
+    """uvloop's timers that are due when they are made do not tell for when they were."""
+
+    async def main() -> list[float]:
+        scheduler = Scheduler(
+            TimedEffects(), events.EventBus(), budget_mb=100, max_models=5, load_timeout=10
+        )
+        decisions, loop, looked = scheduler._decisions, asyncio.get_running_loop(), []
+        decisions.decide = lambda: looked.append(loop.time())  # type: ignore[method-assign]
+        now = loop.time()
+        for when in (now, now + 60, now - 1, now):
+            decisions._look_again_by(when)
+        await asyncio.sleep(0.01)
+        await scheduler.close()
+        return looked
+
+    loop = uvloop.new_event_loop()
+    try:
+        assert len(loop.run_until_complete(main())) == 1
+    finally:
+        loop.close()
